@@ -1,0 +1,45 @@
+# The daily commands. `make` alone lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint equivalence clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install fedlearn with everything that it needs
+	@echo "Ready: $(BIN)/fedlearn --help"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "fedlearn needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | head -n 1)."; \
+		echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing fedlearn and its dependencies into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "Installed: $$($(BIN)/python -c 'from importlib.metadata import version as v; \
+		print("fedlearn", v("fedlearn"), "with torch", v("torch"))')."
+
+demo: $(STAMP) ## train federatedly on real worker processes, under a minute
+	@$(BIN)/python -m benchmarks.demo
+
+test: $(STAMP) ## every test
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## the tests that start no cluster and train briefly, under two minutes
+	$(BIN)/python -m pytest -m "not slow and not torchrun and not ray and not docker"
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+equivalence: $(STAMP) ## print the table of final hashes over all backends
+	@$(BIN)/python -m benchmarks.equivalence
+
+clean: ## remove caches and builds (keeps .venv and runs)
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +

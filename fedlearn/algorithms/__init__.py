@@ -1,0 +1,1 @@
+"""The algorithms: one paper, one file; import the module you need, nothing is imported here."""

@@ -1,0 +1,81 @@
+"""The Python face: the same run as the command line's, from objects instead of configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backends.inprocess import InProcess
+from .contracts import (
+    PeerAlgorithm,
+    ServerAlgorithm,
+    Stage,
+    Task,
+)
+from .errors import ConfigError
+from .execute import History, execute
+from .experiment import Experiment, RoundProtocol, kind_of
+from .policies.clock import Clock
+from .policies.local_work import LocalWork
+from .policies.sampling import Sampling, UniformSampling
+from .policies.schedule import Constant, Schedule
+from .policies.weighting import RatioWeighting, UniformWeighting, Weighting
+from .protocols.asynchronous import Asynchronous
+from .protocols.coded import Coded
+from .protocols.gossip import Gossip
+from .protocols.synchronous import Synchronous
+from .tasks.supervised import SupervisedTask
+from .tracking import Tracker
+from .tracking.run_folder import RunFolder
+from .work import Backend
+
+PROTOCOLS: dict[type, type[RoundProtocol]] = {p.kind: p for p in (Synchronous, Asynchronous, Coded, Gossip)}
+
+
+def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task | None = None,
+        model: nn.Module | None = None, loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
+        clients: Any = None, test: tuple[Any, Any] | None = None, cohort: int | None = None,
+        local: LocalWork | None = None, backend: Backend | None = None, protocol: RoundProtocol | None = None,
+        sampling: Sampling | None = None, weighting: Weighting | None = None, schedule: Schedule | None = None,
+        clock: Clock | None = None, pipeline: Mapping[str, Stage] | None = None, seed: int = 0,
+        reduce: str = "exact", oracle: str = "auto", stack: bool = False, dtype: torch.dtype = torch.float32,
+        evaluate_every: int = 1, checkpoint_every: int = 10, checkpoint_keep: int = 3,
+        folder: str | Path | None = None, resume: bool = False, trackers: Sequence[Tracker] = (),
+        progress: str = "auto") -> History:
+    """Train and return the history, with the model at its final weights.
+
+    Give either ``task``, or ``model`` with ``clients`` (a list with one (features, labels) pair of
+    arrays or tensors, or one ``torch.utils.data.Dataset``, for each client) and optionally ``test``
+    (features, labels). The other arguments are those of ``Experiment``; defaults are the command
+    line's. With ``folder`` the run is recorded there, and ``resume=True`` continues it.
+
+    Raises:
+        ConfigError: if arguments are missing or cannot go together, naming them.
+        FedlearnError: for everything else that can go wrong, in one line.
+    """
+    if (task is None) == (model is None or clients is None):
+        raise ConfigError("task", task, "either task, or model and clients")
+    if task is None:
+        assert model is not None
+        task = SupervisedTask(model, loss, clients, test, dtype)
+    if protocol is None:
+        protocol = PROTOCOLS[kind_of(algorithm)]()
+    if weighting is None:
+        weighting = RatioWeighting() if isinstance(protocol, Synchronous) else UniformWeighting()
+    if local is None:
+        local = LocalWork(steps=1, batch_size=None) if isinstance(protocol, Coded) else LocalWork()
+    experiment = Experiment(
+        algorithm=algorithm, task=task, rounds=rounds, protocol=protocol, backend=backend or InProcess(),
+        sampling=sampling or UniformSampling(), weighting=weighting, cohort=cohort, local=local,
+        schedule=schedule or Constant(), clock=clock or Clock(), pipeline=pipeline or {}, seed=seed, reduce=reduce,
+        oracle=oracle, stack=stack, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every,
+        checkpoint_keep=checkpoint_keep)
+    kept = None if folder is None else RunFolder(Path(folder))
+    if kept and kept.metrics() and not resume:
+        raise ConfigError("folder", str(folder), "a new folder, or resume=True to continue the run in it")
+    title = f"{type(algorithm).__name__} {experiment.backend.describe()}"
+    return execute(experiment, kept, trackers, progress, title, resume=resume)

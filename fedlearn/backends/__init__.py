@@ -1,0 +1,1 @@
+"""Where work runs: in this process, on torchrun ranks, on Ray actors."""

@@ -1,0 +1,76 @@
+"""A setup as bytes for another process; its large arrays as files that the processes share.
+
+The bytes are a cloudpickle: they go from a coordinator to its own workers through a private folder
+or Ray's object store, never over an open network.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGE = 1 << 20  # bytes from which an array goes to a file of its own
+
+
+def pack(thing: Any, folder: Path | None = None) -> bytes:
+    """Return ``thing`` as bytes; with a folder, large arrays and tensors become files in it.
+
+    Whoever unpacks maps these files into memory, copy on write: workers of one machine share one
+    copy of what they only read.
+    """
+    file = io.BytesIO()
+    Packer(file, folder).dump(thing)
+    return pickle.dumps((sys.path, file.getvalue()))
+
+
+def unpack(parcel: bytes) -> Any:
+    """Return what was packed; modules are looked for where the sender found them."""
+    path, thing = pickle.loads(parcel)
+    sys.path.extend(entry for entry in path if entry not in sys.path)
+    return pickle.loads(thing)
+
+
+class Packer(cloudpickle.Pickler):
+    """A cloudpickler that puts large dense CPU arrays aside."""
+
+    def __init__(self, file: io.BytesIO, folder: Path | None) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.folder = folder
+        self.names = count()
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Replace a large array by the file that it is written to."""
+        if self.folder is not None:
+            if type(obj) in (np.ndarray, np.memmap) and obj.nbytes >= LARGE and not obj.dtype.hasobject:
+                return _mapped, (self._write(obj),)
+            if type(obj) is Tensor and self._plain(obj):
+                return _mapped_tensor, (self._write(obj.detach().numpy()),)
+        return super().reducer_override(obj)
+
+    @staticmethod
+    def _plain(t: Tensor) -> bool:
+        large = t.layout == torch.strided and t.numel() * t.element_size() >= LARGE
+        return large and t.device.type == "cpu" and not t.requires_grad and t.dtype != torch.bfloat16
+
+    def _write(self, array: np.ndarray) -> str:
+        assert self.folder is not None
+        path = self.folder / f"array{next(self.names)}.npy"
+        np.save(path, array)
+        return str(path)
+
+
+def _mapped(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="c")
+
+
+def _mapped_tensor(path: str) -> Tensor:
+    return torch.from_numpy(np.asarray(_mapped(path)))

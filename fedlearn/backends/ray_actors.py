@@ -1,0 +1,395 @@
+"""Ray actors with a dynamic queue: whoever is free takes the next clients, longest work first.
+
+Each actor holds the setup and adds what its clients upload to a partial sum of the round, which it
+hands over at the end. An actor that dies takes its partial sum with it: another one replaces it, and
+all clients that it had in the round run again, so that nobody counts twice or is missed. Ray itself
+restarts and retries nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..contracts import Msg, ServerAlgorithm
+from ..errors import ConfigError, WorkerError, in_range
+from ..reducers.layout import Layout
+from ..states import States
+from ..vectors import tree_flat
+from ..work import SUMS, Record, Reduced, Setup, Sum, Work, cost
+from ..worker import Worker
+from .balance import longest_first
+from .gather import agree, check_bound, decode, encode, first, in_order, merge
+from .parcel import pack, unpack
+
+# Ray nices its workers to 15 and counts users, unless it is told not to when its cluster starts.
+QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+LONGEST = 38  # characters of the path of a folder that Ray can still make its sockets in
+
+
+@dataclass(frozen=True)
+class RayActors:
+    """Run clients on ``workers`` Ray actors of ``threads`` threads each.
+
+    A cluster is joined where ``address``, or else RAY_ADDRESS, names one, or the process is connected
+    to one already, and is then left running; otherwise one is started on this machine. ``chunk`` clients are handed out
+    at a time; 0 chooses: many at first, one at a time at the end. An actor that gives no sign of
+    life for ``timeout`` seconds is taken for dead; ``replacements`` may be made in a round.
+    """
+
+    workers: int = 2
+    address: str | None = None
+    threads: int = 1
+    chunk: int = 0
+    timeout: float = 60.0
+    replacements: int = 3
+
+    verbs: ClassVar[frozenset[str]] = frozenset({"map_reduce"})
+
+    def __post_init__(self) -> None:
+        in_range("backend.workers", self.workers, least=1)
+        in_range("backend.threads", self.threads, least=1)
+        in_range("backend.chunk", self.chunk, least=0)
+        in_range("backend.timeout", self.timeout, above=0)
+        in_range("backend.replacements", self.replacements, least=0)
+
+    def open(self, setup: Setup) -> RayWorkers:
+        """Start or join a cluster, and the actors on it.
+
+        Raises:
+            ConfigError: if Ray is not installed.
+            WorkerError: if the cluster cannot be reached, or has no room for the actors.
+        """
+        _ray()
+        return RayWorkers(self, replace(setup, threads=self.threads))
+
+    def describe(self) -> str:
+        """Say what runs where."""
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        where = f"the cluster at {address}" if address else "this machine"
+        plural = "s" * (self.workers > 1), "s" * (self.threads > 1)
+        return f"{self.workers} Ray actor{plural[0]} on {where}, {self.threads} thread{plural[1]} each"
+
+
+class Actor:
+    """What runs in an actor: a worker, and the partial sum of the round that it works in."""
+
+    def __init__(self, parcel: bytes) -> None:
+        self.worker = Worker(unpack(parcel), through=True)
+        self.token = ""
+        self.work: Work | None = None
+        self.sum: Sum = SUMS[self.worker.setup.reduce]()
+
+    def alive(self) -> bool:
+        """Answer, as soon as the actor is there, and also while it works."""
+        return True
+
+    def run(self, token: str, round: Sequence[Any], clients: Sequence[int]) -> list[Record] | list:
+        """Run clients of a round; ``round`` holds a reference to (work without vectors, vectors).
+
+        Return their records, or what ``encode`` makes of the error.
+        """
+        # Threads of an actor each have torch's own setting.
+        torch.set_num_threads(self.worker.setup.threads)
+        if token != self.token:
+            work, arrays = _ray().get(round[0])
+            # Ray's arrays are read-only, and torch cannot promise to leave them alone.
+            vectors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+            self.token, self.work = token, replace(work, broadcast=vectors)
+            self.sum = SUMS[self.worker.setup.reduce]()
+        assert self.work is not None
+        try:
+            return self.worker.reduce(self.work, clients, self.sum)
+        except Exception as e:
+            return ["error", *encode(e, f"a Ray actor (process {os.getpid()})")]
+
+    def collect(self, token: str) -> tuple[Any, np.ndarray, float]:
+        """Hand over the partial sum of a round: (parts of its layout, buffer, bound)."""
+        assert token == self.token
+        total, self.token = self.sum, ""
+        self.work, self.sum = None, SUMS[self.worker.setup.reduce]()
+        return total.layout and total.layout.parts, total.buffer.numpy(), total.bound
+
+
+@dataclass
+class Seat:
+    """An actor, the clients whose uploads are in its partial sum, and what it is doing."""
+
+    actor: Any
+    done: list[int] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    busy: list[int] = field(default_factory=list)
+    answer: Any = None   # the reference of the call under way
+    ping: Any = None
+    heard: float = 0.0   # when it last gave a sign of life
+
+
+class RayWorkers:
+    """Open actors on a cluster."""
+
+    def __init__(self, backend: RayActors, setup: Setup) -> None:
+        self.backend, self.rounds, self.opened = backend, 0, True
+        self.folder = _folder()
+        self.seats: list[Seat] = []
+        # Also when the caller forgets to close.
+        self.clean = weakref.finalize(self, _clean, False, self.folder)
+        try:
+            self.own = _connect(backend, setup, self.folder)
+            self.clean.detach()
+            self.clean = weakref.finalize(self, _clean, self.own, self.folder)
+            initial = setup.task.initial(setup.seed)
+            self.states: States | None = None
+            if isinstance(setup.algorithm, ServerAlgorithm):
+                template = setup.algorithm.client_init(initial)
+                if setup.states is None and tree_flat(template):
+                    setup = replace(setup, states=self.folder / "states")
+                self.states = States(template, setup.states, through=True)
+            self.setup = setup
+            # A cluster of our own is this machine: large arrays are shared as files.
+            self.parcel = _ray().put(pack(setup, self.folder if self.own else None))
+            self.seats = [Seat(self._start()) for _ in range(backend.workers)]
+            self._await_actors()
+        except BaseException:
+            self.close()
+            raise
+
+    def map_reduce(self, work: Work) -> Reduced:
+        """Run the clients on whichever actor is free, and sum their uploads.
+
+        Raises:
+            ClientError: if a client's work failed; the actors can go on with other work.
+            WorkerError: if more actors died than may be replaced in a round.
+        """
+        if not self.opened:
+            raise WorkerError("these Ray actors are closed; open the backend anew")
+        total = SUMS[self.setup.reduce]()
+        if not work.clients:
+            return Reduced(total, [])
+        self.rounds += 1
+        turn = Turn(self, work, f"{work.key}/{self.rounds}")
+        try:
+            parts = turn.run()
+        finally:
+            for seat in self.seats:
+                seat.done, seat.records, seat.busy, seat.answer, seat.ping = [], [], [], None, None
+        shares = [clients for _, clients, *_ in parts]
+        layouts = [layout and Layout.from_json(layout) for layout, *_ in parts]
+        agree(layouts, shares, work)
+        check_bound([bound for *_, bound in parts], shares, work)
+        for layout, (_, _, _, buffer, bound) in zip(layouts, parts, strict=True):
+            if layout is not None:
+                merge(total, layout, torch.from_numpy(buffer.copy()), bound)
+        return Reduced(total, in_order((r for _, _, records, *_ in parts for r in records), work))
+
+    def commit(self, versions: Mapping[int, int], keep: Sequence[tuple[int, int]] | None = None) -> None:
+        """Given ``keep``, delete all client states but these and those; they are on disk already."""
+        if self.states is not None and keep is not None:
+            self.states.prune([*versions.items(), *keep])
+
+    def close(self, final: Msg | None = None) -> None:
+        """End the actors, and the cluster if it was started here; safe to call twice."""
+        if not self.opened:
+            return
+        self.opened = False
+        if _ray().is_initialized():
+            for seat in self.seats:
+                _ray().kill(seat.actor)
+        self.seats, self.parcel = [], None
+        self.clean()
+
+    def replace(self, seat: Seat) -> None:
+        """Put a new actor on a seat."""
+        with suppress(Exception):
+            _ray().kill(seat.actor)
+        seat.actor = self._start()
+
+    def _start(self) -> Any:
+        remote = _ray().remote(num_cpus=self.backend.threads, max_restarts=0, max_task_retries=0,
+                               concurrency_groups={"health": 1})
+        return remote(Actor).remote(self.parcel)
+
+    def _await_actors(self) -> None:
+        ray = _ray()
+        waiting = [seat.actor.alive.remote() for seat in self.seats]
+        ready, rest = ray.wait(waiting, num_returns=len(waiting), timeout=self.backend.timeout)
+        if rest:
+            cores = ray.cluster_resources().get("CPU", 0)
+            raise WorkerError(f"{len(ready)} of {self.backend.workers} Ray actors came up within "
+                              f"{self.backend.timeout:g} s (the cluster has {cores:g} CPUs in all, each actor takes "
+                              f"{self.backend.threads}); use fewer backend.workers, or raise backend.timeout")
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayError as e:
+            raise WorkerError(f"a Ray actor died at its start: {_last_line(e)}") from e
+
+
+class Turn:
+    """One round on the actors: hand out, collect, and run again what died."""
+
+    def __init__(self, workers: RayWorkers, work: Work, token: str) -> None:
+        self.workers, self.work, self.token, self.ray = workers, work, token, _ray()
+        self.seats = workers.seats
+        sizes = workers.setup.task.sizes
+        self.costs = {m: cost(sizes, m, work.local) for m in work.clients}
+        self.queue = deque(longest_first(self.costs))
+        arrays = {name: v.detach().cpu().numpy() for name, v in work.broadcast.items()}
+        self.round = self.ray.put((replace(work, broadcast={}), arrays))
+        self.parts: list[tuple] = []
+        self.failures: list[Exception] = []
+        self.lost = 0
+
+    def run(self) -> list[tuple]:
+        """Return (layout, clients, records, buffer, bound) of all partial sums.
+
+        Raises:
+            FedlearnError: that of the earliest client, after all actors have come to rest.
+        """
+        while True:
+            for seat in self.seats:
+                if seat.answer is None:
+                    self._employ(seat)
+            busy = {seat.answer: seat for seat in self.seats if seat.answer is not None}
+            if not busy:
+                break
+            done, _ = self.ray.wait(list(busy), num_returns=1, timeout=self.workers.backend.timeout / 4)
+            for answer in done:
+                self._hear(busy[answer])
+            for seat in self.seats:
+                if seat.answer is not None:
+                    self._feel_pulse(seat)
+        if self.failures:
+            raise first(self.failures, self.work)
+        return self.parts
+
+    def _employ(self, seat: Seat) -> None:
+        """Give a free actor the next clients, or ask for its sum when there are none."""
+        seat.heard = time.monotonic()
+        if self.failures:
+            return
+        if self.queue:
+            share = -(-len(self.queue) // (3 * len(self.seats)))
+            seat.busy = [self.queue.popleft() for _ in range(min(self.workers.backend.chunk or share,
+                                                                 len(self.queue)))]
+            seat.answer = seat.actor.run.remote(self.token, [self.round], seat.busy)
+        elif seat.done:
+            seat.answer = seat.actor.collect.remote(self.token)
+
+    def _hear(self, seat: Seat) -> None:
+        """Take an actor's answer in."""
+        try:
+            answer = self.ray.get(seat.answer)
+        except self.ray.exceptions.RayTaskError as e:
+            self.failures.append(WorkerError(f"a Ray actor failed: {_last_line(e)}"))
+            seat.answer = None
+            return
+        except self.ray.exceptions.RayError as e:
+            self._lose(seat, _last_line(e))
+            return
+        seat.answer = None
+        if not seat.busy:
+            layout, buffer, bound = answer
+            self.parts.append((layout, seat.done, seat.records, buffer, bound))
+            seat.done, seat.records = [], []
+        elif answer and answer[0] == "error":
+            self.failures.append(decode(answer[1:]))
+        else:
+            seat.done += seat.busy
+            seat.records += answer
+            seat.busy = []
+
+    def _lose(self, seat: Seat, why: str) -> None:
+        """Replace a dead actor; what it had of this round runs again."""
+        self.lost += 1
+        if self.lost > self.workers.backend.replacements:
+            raise WorkerError(f"{self.lost} Ray actors were lost in round {self.work.round}, allowed: "
+                              f"{self.workers.backend.replacements} (backend.replacements); the last one: {why}")
+        again = longest_first({m: self.costs[m] for m in seat.done + seat.busy})
+        self.queue = deque(longest_first({m: self.costs[m] for m in [*again, *self.queue]}))
+        seat.done, seat.records, seat.busy, seat.answer, seat.ping = [], [], [], None, None
+        self.workers.replace(seat)
+
+    def _feel_pulse(self, seat: Seat) -> None:
+        """Ask a working actor for a sign of life now and then."""
+        timeout, now = self.workers.backend.timeout, time.monotonic()
+        if seat.ping is None:
+            if now - seat.heard > timeout / 4:
+                seat.ping = seat.actor.alive.options(concurrency_group="health").remote(), now
+            return
+        ping, sent = seat.ping
+        if self.ray.wait([ping], timeout=0)[0]:
+            seat.ping, seat.heard = None, now
+        elif now - sent > timeout:
+            self._lose(seat, f"it gave no sign of life for {timeout:g} s")
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="fedlearn-"))
+    if len(str(folder)) > LONGEST:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="fedlearn-", dir="/tmp"))
+    return folder
+
+
+def _clean(own: bool, folder: Path) -> None:
+    if own:
+        _ray().shutdown()
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.1)  # the last of Ray's processes may still be writing
+
+
+def _connect(backend: RayActors, setup: Setup, folder: Path) -> bool:
+    """Connect to a cluster; return whether it was started here."""
+    ray = _ray()
+    if ray.is_initialized():
+        return False
+    address = backend.address or os.environ.get("RAY_ADDRESS")
+    before = {name: os.environ.get(name) for name in QUIET}
+    os.environ.update(QUIET)
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            return False
+        # Broadcast and partial sums of a few vectors per actor; Ray's own default is 30% of the memory.
+        model = setup.task.initial(setup.seed).numel() * 8
+        store = 128 * 2**20 + 6 * model * (backend.workers + 1)
+        ray.init(address="local", num_cpus=backend.workers * backend.threads, object_store_memory=store,
+                 include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+                 _temp_dir=str(folder / "ray"))
+        return True
+    except Exception as e:
+        what = f"no Ray cluster at {address}" if address else "Ray did not start"
+        raise WorkerError(f"{what}: {_last_line(e)}") from e
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as e:
+        raise ConfigError("backend", "ray", "an installed Ray", "Install it: pip install 'fedlearn[ray]'.") from e
+    return ray
+
+
+def _last_line(e: BaseException) -> str:
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(e).__name__)[:500]

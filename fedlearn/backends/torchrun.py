@@ -1,0 +1,261 @@
+"""Ranks of ``torch.distributed``: started by torchrun, or by the coordinator on its own machine.
+
+Rank 0 is the coordinator: it is the calling process, runs the protocol, and works on clients like
+every other rank. A round is one command and the broadcast vectors out, one JSON status of every rank
+to all, and one reduction to rank 0. Nothing that is sent between ranks is a pickle.
+
+Under torchrun (or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) every rank
+composes the same setup and opens the backend; ranks above 0 then ``serve()`` until rank 0 closes.
+Otherwise ``workers - 1`` child processes are started, on loopback, and end with the coordinator.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from threading import current_thread, main_thread
+from typing import ClassVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ..contracts import ServerAlgorithm
+from ..errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
+from ..vectors import tree_flat
+from ..work import SUMS, Reduced, Setup, Work, cost
+from ..worker import Worker
+from .balance import balance
+from .parcel import pack
+from .torchrun_children import Child, await_ready, culprit, end
+from .torchrun_group import Group, Lost
+from .torchrun_rank import Rank, enter, take_part, to_header
+
+DEVICES = ("auto", "cpu", "cuda")
+LOOPBACK = "lo" if os.uname().sysname == "Linux" else "lo0"
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+opened = count()  # the groups of this process: all ranks open them in the same order
+
+
+@dataclass(frozen=True)
+class Torchrun:
+    """Run clients on ``torch.distributed`` ranks; ``describe`` says which.
+
+    ``workers`` counts the ranks, the caller included, where they are started from here; under
+    torchrun there are WORLD_SIZE of them. ``threads`` is per rank. A rank that gives no sign of
+    life for ``timeout`` seconds is taken for lost; one that merely works long is waited for.
+    ``port`` of the rendezvous on loopback, 0 for any free one, is not used under torchrun.
+    """
+
+    workers: int = 2
+    threads: int = 1
+    device: str = "auto"
+    timeout: float = 60.0
+    port: int = 0
+
+    verbs: ClassVar[frozenset[str]] = frozenset({"map_reduce"})
+
+    def __post_init__(self) -> None:
+        in_range("backend.workers", self.workers, least=1)
+        in_range("backend.threads", self.threads, least=1)
+        in_range("backend.timeout", self.timeout, above=0, most=10**6)
+        in_range("backend.port", self.port, least=0, most=65535)
+        if self.device not in DEVICES:
+            raise ConfigError("backend.device", self.device, one_of(DEVICES, self.device))
+
+    @staticmethod
+    def rank() -> int:
+        """Return this process's rank: 0 if it is the coordinator, or was not started by torchrun."""
+        return int(os.environ["RANK"]) if under_torchrun() else 0
+
+    def open(self, setup: Setup) -> Coordinator | Rank:
+        """Bring all ranks up; at ranks above 0, which must then ``serve()``, under torchrun only.
+
+        Raises:
+            WorkerError: if a rank dies at start, stays silent for ``timeout`` seconds, or was given
+                another setup.
+            ConfigError: if the port is taken, or the device cannot be had.
+        """
+        setup = replace(setup, threads=self.threads)
+        return join(self, setup) if under_torchrun() else launch(self, setup)
+
+    def describe(self) -> str:
+        """Say what runs where."""
+        each = f"{self.threads} thread{'s' * (self.threads > 1)} each"
+        if under_torchrun():
+            return (f"{os.environ['WORLD_SIZE']} ranks started by torchrun (backend.workers is not used), "
+                    f"gloo on CPU, {each}")
+        if self.workers == 1:
+            return f"1 rank in this process, {each}"
+        return f"{self.workers} ranks on this machine, started from here, gloo on CPU, {each}"
+
+
+class Coordinator:
+    """Rank 0 of an open group, with the child processes that it started (if it did)."""
+
+    def __init__(self, group: Group, worker: Worker, children: Sequence[Child], folder: Path) -> None:
+        self.group, self.worker, self.children = group, worker, children
+        self.setup, self.rank = worker.setup, 0
+        self.healthy = True
+        # Also when the caller forgets to close.
+        self.clean = weakref.finalize(self, _clean, list(children), folder)
+
+    def map_reduce(self, work: Work) -> Reduced:
+        """Run the clients on all ranks, longest work first, and sum their uploads.
+
+        Raises:
+            ClientError: if a client's work failed; the group can go on with other work.
+            WorkerError: if a rank is gone; the group can only be closed.
+        """
+        if not work.clients:
+            return Reduced(SUMS[self.setup.reduce](), [])
+        if not self.healthy:
+            raise WorkerError("this group of ranks is broken or closed; open the backend anew")
+        sizes = self.setup.task.sizes
+        shares = balance({m: cost(sizes, m, work.local) for m in work.clients}, self.group.world)
+        header = to_header(work, shares, sizes)
+        self.healthy = False  # until all ranks stand at the same place again
+        try:
+            self.group.send(header, work.broadcast)
+            result = take_part(self.group, self.worker, work, shares)
+        except Lost as e:
+            raise WorkerError(f"{self._who(e)} in round {work.round}; continue the run with "
+                              "`fedlearn resume`") from e
+        self.healthy = True
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def commit(self, versions: Mapping[int, int], keep: Sequence[tuple[int, int]] | None = None) -> None:
+        """Given ``keep``, delete all client states but these and those; they are on disk already."""
+        if self.worker.states is not None:
+            self.worker.states.flush(versions)
+            if keep is not None:
+                self.worker.states.prune([*versions.items(), *keep])
+
+    def close(self, final: Mapping[str, Tensor] | None = None) -> None:
+        """End all ranks; safe to call twice, and after any error.
+
+        ``final`` is what ``serve`` returns at ranks above 0.
+        """
+        if not self.clean.alive:
+            return
+        healthy, self.healthy = self.healthy, False
+        try:
+            if healthy:
+                self.group.send({"final": final is not None}, final or {})
+                self.group.barrier()
+        except BaseException as e:
+            healthy = False
+            if not isinstance(e, Lost):
+                raise
+        finally:
+            end(self.children, healthy)
+            # Killed children fail every operation that waited for them, so the group can be destroyed.
+            self.group.close(healthy or bool(self.children) or self.group.world == 1)
+            self.clean()
+
+    def _who(self, lost: Lost) -> str:
+        fate = culprit(self.children, lost.silent)
+        return fate or (str(lost) if lost.silent or self.children else
+                        f"a rank is gone ({lost}; torchrun's own output names it)")
+
+
+def under_torchrun() -> bool:
+    """Return whether this process was started as a rank."""
+    return all(name in os.environ for name in ENVIRONMENT)
+
+
+def launch(backend: Torchrun, setup: Setup) -> Coordinator:
+    """Start the other ranks as child processes and meet them on loopback."""
+    world, timeout = backend.workers, backend.timeout
+    folder = Path(tempfile.mkdtemp(prefix="fedlearn-"))
+    children: list[Child] = []
+    group = None
+    try:
+        setup = _with_states(setup, world, folder)
+        listener = _bind(backend.port)
+        port = listener.getsockname()[1]
+        store = dist.TCPStore("127.0.0.1", port, world, True, timedelta(seconds=timeout),
+                              wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
+        arrays = folder / "setup"
+        arrays.mkdir()
+        if world > 1:
+            (arrays / "parcel").write_bytes(pack(setup, arrays))
+        hello = {"parcel": str(arrays / "parcel"), "port": port, "world": world, "timeout": timeout,
+                 "interface": LOOPBACK, "device": "cpu", "parent": current_thread() is main_thread()}
+        for rank in range(1, world):
+            children.append(Child(rank, backend.threads, folder))
+            children[-1].tell(hello | {"rank": rank})
+        await_ready(children, timeout)
+        group = Group(store, 0, world, timeout, LOOPBACK, watch=range(1, world))
+        worker = enter(group, setup, composed=False)
+        shutil.rmtree(arrays)  # every rank has mapped them: nothing is left if this process is killed
+        return Coordinator(group, worker, children, folder)
+    except BaseException as e:
+        fate = culprit(children) if isinstance(e, Lost) else ""
+        end(children, healthy=False)
+        if group is not None:
+            group.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(e, Lost):
+            raise WorkerError(f"{fate or e} (while the ranks were starting)") from e
+        raise
+
+
+def join(backend: Torchrun, setup: Setup) -> Coordinator | Rank:
+    """Meet the ranks that torchrun started."""
+    rank, world, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend.timeout
+    folder = Path(tempfile.mkdtemp(prefix="fedlearn-")) if rank == 0 else None
+    group = None
+    try:
+        (store, *_) = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=timeout)))
+        store = dist.PrefixStore(f"fedlearn/{next(opened)}", store)
+        group = Group(store, rank, world, timeout, watch=range(1, world) if rank == 0 else [0])
+        if folder is not None:
+            setup = _with_states(setup, world, folder)
+        worker = enter(group, setup, composed=True)
+        return Rank(group, worker) if folder is None else Coordinator(group, worker, [], folder)
+    except BaseException as e:
+        if group is not None:
+            group.close(healthy=isinstance(e, FedlearnError))
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(e, (Lost, dist.DistError)):
+            raise WorkerError(f"rank {rank} of {world} could not join at {os.environ['MASTER_ADDR']}:"
+                              f"{os.environ['MASTER_PORT']}: {e}") from e
+        raise
+
+
+def _with_states(setup: Setup, world: int, folder: Path) -> Setup:
+    """Give ranks that share client states a folder for them, if the run has none."""
+    if world == 1 or setup.states is not None or not isinstance(setup.algorithm, ServerAlgorithm):
+        return setup
+    if not tree_flat(setup.algorithm.client_init(setup.task.initial(setup.seed))):
+        return setup
+    return replace(setup, states=folder / "states")
+
+
+def _bind(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+    except OSError as e:
+        listener.close()
+        raise ConfigError("backend.port", port, "a port that is free on this machine",
+                          f"{e.strerror}; 0 takes any free one.") from e
+    return listener
+
+
+def _clean(children: Sequence[Child], folder: Path) -> None:
+    end(children, healthy=False)
+    shutil.rmtree(folder, ignore_errors=True)

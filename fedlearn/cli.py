@@ -1,0 +1,296 @@
+"""The command line: ``fedlearn run | resume | list | show``. What a verb needs is imported by the verb."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fedlearn.config import catalog
+from fedlearn.errors import ConfigError, DataError, FedlearnError, one_of
+
+if TYPE_CHECKING:
+    from fedlearn.config.assemble import Parts
+    from fedlearn.execute import History
+    from fedlearn.tracking.run_folder import RunFolder
+
+ABOUT = "Federated optimisation with intermittent communication, on real processes."
+
+EXAMPLES = """examples:
+  fedlearn run
+  fedlearn run algorithm=scaffold heterogeneity=dirichlet heterogeneity.alpha=0.1 rounds=100
+  fedlearn run backend=ray backend.workers=2 cohort=5 local.steps=10
+  fedlearn run pipeline=[clip] pipeline.clip.norm=2
+  fedlearn run --cfg job algorithm=fedadam        (prints what would run)
+"""
+
+OVERRIDES = """overrides:
+  group=option      choose an option of a group, as in algorithm=scaffold
+  group.key=value   set one of its keys, as in algorithm.lr=0.05
+  key=value         set a setting of the run, as in rounds=100 or local.steps=10
+  +key=value        add a key, for classes of your own
+  --config-dir DIR  adds DIR/<group>/<name>.yaml to the options
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 after one line on stderr."""
+        self.exit(2, f"error: {message} (`{self.prog} --help` helps)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code: 0, 2 for an error of the user's, 130 when interrupted."""
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except FedlearnError as error:
+        if not (isinstance(error, ConfigError | DataError) and _other_rank()):  # rank 0 says the same
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; `fedlearn resume RUN` continues a run from its last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `fedlearn list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as end:  # argparse, after --help or an error
+        return int(end.code or 0)
+
+
+def _main(argv: list[str]) -> int:
+    top = Parser(prog="fedlearn", description=ABOUT, usage="fedlearn VERB ... | --version | --help",
+                 epilog="verbs:\n" + "".join(f"  {name:<8} {about}\n" for name, (_, about) in VERBS.items())
+                 + "\n`fedlearn VERB --help` tells more.")
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    if not argv:
+        top.print_help()
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb in VERBS:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # classes of the user's own, by _target_; also without `python -m`
+        return VERBS[verb][0](rest)
+    if not verb.startswith("-"):
+        top.error(f"found verb {verb!r}; allowed: {one_of(VERBS, verb)}")
+    if top.parse_args(argv).version:
+        from fedlearn import __version__
+
+        print("fedlearn", __version__)
+    return 0
+
+
+def run(argv: list[str]) -> int:
+    """Compose, check and run an experiment, or print its configuration."""
+    parser = _verb("run", "Run an experiment: one option of each group, and settings.",
+                   OVERRIDES, _groups(), EXAMPLES)
+    parser.add_argument("overrides", nargs="*", metavar="override", help="what differs from the defaults")
+    parser.add_argument("--cfg", choices=["job"], help="print the composed configuration, check it, and stop")
+    args = parser.parse_intermixed_args(argv)
+    from fedlearn.config.compose import compose
+
+    cfg = compose(args.overrides, args.config_dir)
+    if args.cfg:
+        return _print_checked(cfg)
+    return _perform(cfg, f"# fedlearn run {shlex.join(args.overrides)}\n")
+
+
+def resume(argv: list[str]) -> int:
+    """Continue a run from its newest good checkpoint."""
+    from fedlearn.config.compose import RESUMABLE, recompose
+
+    parser = _verb("resume", "Continue a run from its newest good checkpoint.",
+                   f"overrides may change {', '.join(RESUMABLE)}; the result is the same wherever it runs.\n",
+                   "examples:\n  fedlearn resume latest\n  fedlearn resume fedavg-digits backend=torchrun\n"
+                   "  fedlearn resume runs/fedavg-digits/20261122-005601-a1b2c3 rounds=200\n")
+    _run_argument(parser)
+    parser.add_argument("overrides", nargs="*", metavar="override", help="what changes, as in backend=ray")
+    args = parser.parse_intermixed_args(argv)
+    from fedlearn.tracking.run_folder import RunFolder
+
+    folder = RunFolder.open(args.run, args.runs)
+    text = folder.config_text()
+    cfg = recompose(text, args.overrides, args.config_dir)
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    if args.overrides:
+        header += f"# fedlearn resume {shlex.join([args.run, *args.overrides])}\n"
+    return _perform(cfg, header, folder)
+
+
+def show(argv: list[str]) -> int:
+    """Show a run, finished or not, or how a task's data is split."""
+    parser = _verb("show", "Show a run: partition, table and curves; or a partition without a run.",
+                   "examples:\n  fedlearn show latest\n  fedlearn show fedavg-digits --cfg job\n"
+                   "  fedlearn show partition task=digits heterogeneity=dirichlet heterogeneity.alpha=0.1\n")
+    _run_argument(parser, ", or the word partition")
+    parser.add_argument("overrides", nargs="*", metavar="override",
+                        help="with partition: what to split and how")
+    parser.add_argument("--cfg", choices=["job"], help="print the configuration only")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="with partition: the picture (partition.png)")
+    args = parser.parse_intermixed_args(argv)
+    from fedlearn.config.assemble import parts
+    from fedlearn.config.compose import compose, recompose
+
+    if args.run == "partition":
+        # A cohort plays no role; few clients shall not be refused because of its default.
+        cfg = compose(["cohort=null", *args.overrides], args.config_dir)
+        if args.cfg:
+            return _print_checked(cfg)
+        _show_partition(parts(cfg), args.out or Path("partition.png"))
+        return 0
+    if args.overrides or args.out:
+        parser.error(f"found {' '.join([*args.overrides, *(['--out'] if args.out else [])])} with a run; "
+                     "allowed: overrides and --out only with the word partition")
+    from fedlearn.tracking.report import curves, table
+    from fedlearn.tracking.run_folder import RunFolder
+
+    folder = RunFolder.open(args.run, args.runs)
+    text = folder.config_text()
+    if args.cfg:
+        print(text, end="")
+        return 0
+    made, metrics = parts(recompose(text, [])), folder.metrics()
+    if hasattr(made.task, "load"):
+        try:
+            _show_partition(made, folder.path / "partition.png")
+        except DataError as error:  # a run may be looked at where its data is not
+            print("partition:", error)
+        print()
+    print(table([(str(made.settings.name), metrics)]))
+    if metrics:
+        curves([(str(made.settings.name), metrics)], folder.path / "curves.png")
+        print("\ncurves:", folder.path / "curves.png")
+    print("config:", folder.config)
+    print("".join(f"  {line[2:]}\n" for line in text.splitlines() if line.startswith("# ")), end="")
+    return 0
+
+
+def list_options(argv: list[str]) -> int:
+    """Print the options of one group or of all, each with its description and citation."""
+    parser = _verb("list", "List what can be chosen, each with one line and its citation.",
+                   "examples:\n  fedlearn list\n  fedlearn list algorithms\n  fedlearn list heterogeneity\n")
+    parser.add_argument("group", nargs="?", help="a group, in the singular or the plural; without: all")
+    args = parser.parse_args(argv)
+    groups = catalog.options(args.config_dir)
+    chosen = [catalog.group_named(args.group, groups)] if args.group else sorted(groups)
+    for group in chosen:
+        if not args.group:
+            print(f"{group}:")
+        wide = max(len(name) for name in groups[group])
+        for option in groups[group].values():
+            cite = f"  [{option.cite}]" if option.cite else ""
+            print(f"{'' if args.group else '  '}{option.name:<{wide}}  {option.about}{cite}")
+    return 0
+
+
+def perform(cfg: Any, header: str = "", folder: RunFolder | None = None) -> tuple[RunFolder | None, History]:
+    """Run a configuration and return its folder and history.
+
+    It runs in a new run folder, or goes on in ``folder`` from where that stands; ``header`` is written
+    above the configuration there. Ranks other than 0 serve rank 0 and have no folder.
+    """
+    from fedlearn.config.assemble import assemble, parts
+    from fedlearn.config.compose import to_dict, to_yaml
+    from fedlearn.execute import execute
+    from fedlearn.tracking.run_folder import RunFolder
+
+    made = parts(cfg)
+    settings, name = made.settings, str(made.settings.name)
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1 and type(made.backend).__name__ != "Torchrun":
+        raise ConfigError("backend", type(made.backend).__name__,
+                          f"backend=torchrun on {ranks} torchrun ranks", "Each rank would run everything by itself.")
+    experiment = assemble(made)
+    if _other_rank():  # rank 0 keeps the folder and does the talking
+        return None, execute(experiment)
+    done = _rounds_done(folder, settings.rounds) if folder else 0
+    folder = folder or RunFolder.create(settings.runs, name)
+    with folder.claim():
+        folder.write_config(header + to_yaml(cfg))
+        trackers = [part.tracker() for part in made.tracking.values()]
+        return folder, execute(experiment, folder, trackers, settings.progress, name, to_dict(cfg), resume=done > 0)
+
+
+def _perform(cfg: Any, header: str, folder: RunFolder | None = None) -> int:
+    """Run a configuration and print the result."""
+    from fedlearn.tracking.report import table
+
+    folder, history = perform(cfg, header, folder)
+    if folder:
+        print(table([(cfg.name, history.metrics)]))
+        print(f"model   sha256 {history.sha256}\nfolder  {folder.path}")
+    return 0
+
+
+def _rounds_done(folder: RunFolder, rounds: int) -> int:
+    """Return the round of the newest checkpoint; 0 without one: then all is done anew."""
+    from fedlearn.checkpoint import Checkpoints
+
+    done = max(Checkpoints(folder.checkpoints).rounds(), default=0)
+    if done == 0:
+        folder.truncate(-1)
+    if rounds < done:
+        raise ConfigError("rounds", rounds, f">= {done}, the rounds that are done",
+                          "Start a new run for fewer.")
+    return done
+
+
+def _show_partition(made: Parts, picture: Path) -> None:
+    """Print the counts per client and class, and draw them."""
+    from fedlearn.config.assemble import split
+    from fedlearn.data.picture import counts, counts_table, heat_map
+
+    raw, store = split(made)
+    table = counts(store, raw.classes)
+    natural = type(made.heterogeneity).__name__ == "Natural"
+    heat_map(table, picture, f"{type(made.task).__name__}, {made.heterogeneity}, seed {made.settings.seed}")
+    print(counts_table(table, raw.group_names if natural else None))
+    print("\npartition:", picture)
+
+
+def _print_checked(cfg: Any) -> int:
+    """Print a configuration, then check it."""
+    from fedlearn.config.assemble import parts
+    from fedlearn.config.compose import to_yaml
+
+    print(to_yaml(cfg), end="", flush=True)
+    parts(cfg)
+    return 0
+
+
+def _other_rank() -> bool:
+    """Say whether torchrun started this process as a rank other than 0."""
+    return int(os.environ.get("RANK", 0)) > 0
+
+
+def _verb(name: str, about: str, *after: str) -> Parser:
+    parser = Parser(prog=f"fedlearn {name}", description=about, epilog="\n".join(after))
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with more options")
+    return parser
+
+
+def _run_argument(parser: Parser, more: str = "") -> None:
+    parser.add_argument("run", metavar="RUN", help=f"a run's folder, its name, its id or latest{more}")
+    parser.add_argument("--runs", type=Path, default="runs", metavar="DIR", help="where runs are (runs)")
+
+
+def _groups() -> str:
+    """List the groups and the names of their options, for the help."""
+    groups = catalog.options()
+    wide = max(map(len, groups), default=0)
+    lines = (f"  {name:<{wide}}  {', '.join(options)}" for name, options in sorted(groups.items()))
+    return "groups and their options (`fedlearn list` describes them):\n" + "\n".join(lines) + "\n"
+
+
+VERBS = {"run": (run, "run an experiment; Hydra overrides follow"),
+         "resume": (resume, "continue a run to the result of an undisturbed one"),
+         "list": (list_options, "list algorithms, tasks, heterogeneity levels, backends, ..."),
+         "show": (show, "show a run, or how a task's data is split over clients")}

@@ -1,0 +1,76 @@
+"""The scalar part of run.yaml: what belongs to a run as a whole, with the ranges that are allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedlearn.errors import ConfigError, in_range, one_of
+from fedlearn.policies.local_work import LocalWork
+from fedlearn.tracking.run_folder import LATEST, NAME
+
+REDUCE = ("exact", "fast")
+DTYPES = ("float32", "float64")
+PROGRESS = ("auto", "bar", "plain", "none")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Rounds between evaluations of the model; 0: at the end only."""
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        in_range("every", self.every, least=0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Rounds between checkpoints (0: at the end only), of which the last ``keep`` stay."""
+
+    every: int = 10
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        in_range("every", self.every, least=0)
+        in_range("keep", self.keep, least=1)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything in run.yaml that is not a group; the comments there explain each key."""
+
+    name: str | None = None
+    seed: int = 0
+    rounds: int = 50
+    clients: int | None = 20
+    cohort: int | None = 10
+    min_samples: int = 10
+    local: LocalWork = field(default_factory=LocalWork)
+    reduce: str = "exact"
+    oracle: str = "auto"
+    dtype: str = "float32"
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    runs: str = "runs"
+    progress: str = "auto"
+
+    def __post_init__(self) -> None:
+        in_range("seed", self.seed, least=0)
+        in_range("rounds", self.rounds, least=1)
+        in_range("min_samples", self.min_samples, least=1)
+        for key, count in (("clients", self.clients), ("cohort", self.cohort)):
+            if count is not None:
+                in_range(key, count, least=1)
+        for key, word, words in (("reduce", self.reduce, REDUCE), ("dtype", self.dtype, DTYPES),
+                                 ("progress", self.progress, PROGRESS)):
+            if word not in words:
+                raise ConfigError(key, word, one_of(words, word))
+        if self.name is not None and (not NAME.fullmatch(self.name) or self.name == LATEST):
+            raise ConfigError("name", self.name, f"letters, digits and . _ + = -, but not {LATEST!r}",
+                              "null means <algorithm>-<task>.")
+        if not self.runs:
+            raise ConfigError("runs", self.runs, "a folder, such as runs")
+        if self.clients is not None and self.cohort is not None and self.cohort > self.clients:
+            raise ConfigError("cohort", self.cohort,
+                              f"1 to {self.clients}, the number of clients, or null for all",
+                              "Ask for fewer clients per round, or raise clients.")

@@ -1,0 +1,1 @@
+"""Client data: data sets, the heterogeneity levels (partitions) and the client store."""

@@ -1,0 +1,179 @@
+"""An experiment: everything that was chosen for a run, and what a protocol makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from .contracts import (
+    AsyncServerAlgorithm,
+    CodedAlgorithm,
+    PeerAlgorithm,
+    ServerAlgorithm,
+    Stage,
+    Task,
+    Vec,
+)
+from .errors import ConfigError, in_range, one_of
+from .policies.clock import Clock
+from .policies.local_work import LocalWork
+from .policies.sampling import Sampling
+from .policies.schedule import Constant, Schedule
+from .policies.weighting import Weighting
+from .work import SUMS, Backend, Record, Workers
+
+# The kinds of algorithms, the most special first, and the protocol that runs each.
+KINDS: dict[type, str] = {PeerAlgorithm: "gossip", CodedAlgorithm: "coded", AsyncServerAlgorithm: "asynchronous",
+                          ServerAlgorithm: "synchronous"}
+
+
+def kind_of(algorithm: Any) -> type:
+    """Return the kind of an algorithm: which of the contracts it is written to.
+
+    Raises:
+        ConfigError: if it is written to none.
+    """
+    for kind in KINDS:
+        if isinstance(algorithm, kind):
+            return kind
+    raise ConfigError("algorithm", type(algorithm).__name__, one_of(kind.__name__ for kind in KINDS),
+                      "Inherit from one of them.")
+
+
+def match(algorithm: Any, protocol: RoundProtocol, backend: Backend) -> None:
+    """Check that a protocol runs an algorithm, and a backend the protocol.
+
+    Raises:
+        ConfigError: naming both choices.
+    """
+    kind, name = kind_of(algorithm), type(algorithm).__name__
+    if protocol.kind is not kind:
+        raise ConfigError("protocol", type(protocol).__name__, f"protocol={KINDS[kind]} with algorithm {name}",
+                          f"{name} is a {kind.__name__}.")
+    if protocol.verb not in backend.verbs:
+        raise ConfigError("backend", type(backend).__name__,
+                          f"a backend with {protocol.verb} for protocol={KINDS[kind]}",
+                          f"Choose backend=inprocess for algorithm {name}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The choices of a run.
+
+    ``cohort`` is the number of clients that work at a time; None means all. ``evaluate_every`` and
+    ``checkpoint_every`` count rounds (0: only at the end).
+
+    Raises:
+        ConfigError: if two choices cannot go together, naming them.
+    """
+
+    algorithm: ServerAlgorithm | PeerAlgorithm
+    task: Task
+    rounds: int
+    protocol: RoundProtocol
+    backend: Backend
+    sampling: Sampling
+    weighting: Weighting
+    cohort: int | None = None
+    local: LocalWork = field(default_factory=LocalWork)
+    schedule: Schedule = field(default_factory=Constant)
+    clock: Clock = field(default_factory=Clock)
+    pipeline: Mapping[str, Stage] = field(default_factory=dict)
+    seed: int = 0
+    reduce: str = "exact"
+    oracle: str = "auto"
+    stack: bool = False
+    evaluate_every: int = 1
+    checkpoint_every: int = 10
+    checkpoint_keep: int = 3
+
+    def __post_init__(self) -> None:
+        in_range("rounds", self.rounds, least=1)
+        in_range("evaluate.every", self.evaluate_every, least=0)
+        in_range("checkpoint.every", self.checkpoint_every, least=0)
+        in_range("checkpoint.keep", self.checkpoint_keep, least=1)
+        if self.reduce not in SUMS:
+            raise ConfigError("reduce", self.reduce, one_of(SUMS, str(self.reduce)))
+        clients = len(self.task.sizes)
+        if self.cohort is not None and not 1 <= self.cohort <= clients:
+            raise ConfigError("cohort", self.cohort, f"1 to {clients}, the number of clients",
+                              "Ask for fewer clients per round, or for more clients.")
+        match(self.algorithm, self.protocol, self.backend)
+        self.protocol.check(self)
+
+    @property
+    def clients_at_a_time(self) -> int:
+        """The size of a cohort."""
+        return len(self.task.sizes) if self.cohort is None else self.cohort
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What happened in a round.
+
+    ``bytes_down`` and ``bytes_up`` are those of the payloads of all clients that were asked and
+    all that replied; ``seconds`` the wall time by phase; ``simulated`` the virtual time since the
+    start, in seconds; ``digest`` the SHA-256 of the server state; ``extra`` further metrics.
+    """
+
+    cohort: Sequence[int]
+    records: Sequence[Record]
+    bytes_down: int
+    bytes_up: int
+    seconds: Mapping[str, float]
+    simulated: float
+    digest: str
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+class Loop(Protocol):
+    """A protocol at work: the state of a run, advanced round by round."""
+
+    def round(self, r: int) -> RoundReport:
+        """Advance by round r (from 0)."""
+        ...
+
+    def model(self) -> Vec:
+        """Return the present model [P]."""
+        ...
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a later ``restore`` needs, as tensors and JSON."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Continue from a snapshot."""
+        ...
+
+    def versions(self) -> dict[int, int]:
+        """Return the accepted version of every client that has a persistent state."""
+        ...
+
+
+class RoundProtocol(Protocol):
+    """Who talks when: a frozen dataclass of settings.
+
+    ``kind`` is the class of algorithms that it runs, ``verb`` what it needs of a backend.
+    """
+
+    kind: ClassVar[type]
+    verb: ClassVar[str]
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse choices that this protocol cannot honour.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        ...
+
+    def prepare(self, experiment: Experiment) -> Task:
+        """Return the task as the workers see it; most protocols leave it as it is."""
+        ...
+
+    def start(self, experiment: Experiment, workers: Workers) -> Loop:
+        """Return the loop, before its first round."""
+        ...

@@ -1,0 +1,1 @@
+"""Small reference models, one file each; none has running statistics (no BatchNorm)."""

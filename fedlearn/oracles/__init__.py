@@ -1,0 +1,1 @@
+"""How the gradient on a mini-batch is computed; decided in a worker, invisible to algorithms."""

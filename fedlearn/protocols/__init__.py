@@ -1,0 +1,1 @@
+"""Who talks when: synchronous rounds, asynchronous arrivals, coded rounds, gossip."""

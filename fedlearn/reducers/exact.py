@@ -1,0 +1,105 @@
+"""The exact sum: int64 fixed point, so that the order of addition does not matter.
+
+Each client's weighted vector is multiplied by 2^40 and rounded **once** to integers; integers are
+then added, which is associative, so any placement and any order of arrival give the same bits. A
+float32 vector takes one int64 limb (absolute rounding error at most 2^-41 = 4.5e-13 per client).
+A float64 vector takes two: the second holds what the first rounded away, in units of 2^-93, so that
+nothing of a value above 2^-41 is lost.
+
+The sum of the largest entries of all clients must stay below 2^62 / 2^40 = 4.2 million; a sum that
+could wrap around is refused, never returned.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..contracts import Msg
+from ..errors import UpdateOverflow
+from .layout import DTYPES, Layout, Weights, largest
+
+SCALE = 40          # bits after the point in the first limb
+LOW = 53            # further bits in the second limb, as many as a float64 can still hold
+LIMIT = 2.0**62     # of the sum of the clients' largest scaled entries: one bit below int64's own
+CHUNK = 65_536      # elements that are scaled at a time: stays in the second-level cache
+
+
+class ExactSum:
+    """A partial sum of weighted uploads, in place; ``buffer`` may be added to another's."""
+
+    def __init__(self) -> None:
+        self.layout: Layout | None = None
+        self.buffer = torch.zeros(0, dtype=torch.int64)
+        self.bound = 0.0
+
+    def shape_as(self, layout: Layout) -> None:
+        """Allocate for a layout; the buffer is int64 [sum of numel * limbs]."""
+        self.layout = layout
+        self.buffer = torch.zeros(sum(n * _limbs(dtype) for _, n, dtype in layout.parts), dtype=torch.int64)
+
+    def add(self, msg: Msg, weights: Weights, client: int, round: int) -> None:
+        """Add weights[name] * msg[name] for every name; a client without uploads is not added.
+
+        Raises:
+            NonFiniteUpdate: if an entry is NaN or infinite.
+            UpdateOverflow: if the sum could leave the range of int64.
+            ClientError: if the layout differs from that of the uploads before it.
+        """
+        layout = Layout.of(msg, client, round)
+        if self.layout is None:
+            self.shape_as(layout)
+        else:
+            self.layout.same(layout, client, round)
+        # Check before the first write, so that a refused upload has not touched the sum.
+        peak = largest(msg, weights, client, round)
+        self.bound += peak * 2.0**SCALE
+        if self.bound >= LIMIT:
+            raise UpdateOverflow(client, round, f"an entry of size {peak:.3g} takes the exact sum out of range "
+                                 f"(the clients' largest entries may add up to {LIMIT / 2.0**SCALE:.3g}); lower the "
+                                 "client step size, clip the updates, or use reduce=fast")
+        start = 0
+        for name, numel, dtype in layout.parts:
+            size = numel * _limbs(dtype)
+            _accumulate(self.buffer[start:start + size], msg[name], weights[name])
+            start += size
+
+    def mean(self, denominators: Weights) -> dict[str, Tensor]:
+        """Return sum / denominators[name] for every name, in the dtype of the uploads."""
+        assert self.layout is not None
+        out, start = {}, 0
+        for name, numel, dtype in self.layout.parts:
+            limbs = self.buffer[start:start + numel * _limbs(dtype)].view(_limbs(dtype), numel)
+            start += limbs.numel()
+            total = _decode(limbs)
+            out[name] = total.div_(denominators[name]).to(DTYPES[dtype])
+        return out
+
+
+def _limbs(dtype: str) -> int:
+    return 2 if dtype == "float64" else 1
+
+
+def _accumulate(into: Tensor, v: Tensor, weight: float) -> None:
+    wide = v.dtype == torch.float64
+    n = v.numel()
+    v = v.detach()
+    for a in range(0, n, CHUNK):
+        b = min(a + CHUNK, n)
+        # The weight is applied before the power of two, which is exact: one rounding per entry.
+        scaled = v[a:b].to(torch.float64).mul(weight).mul_(2.0**SCALE)
+        whole = scaled.round()
+        into[a:b] += whole.to(torch.int64)
+        if wide:
+            rest = scaled.sub_(whole).mul_(2.0**LOW)
+            into[n + a:n + b] += rest.round_().to(torch.int64)
+
+
+def _decode(limbs: Tensor) -> Tensor:
+    high = limbs[0].to(torch.float64)
+    if limbs.shape[0] == 1:
+        return high.mul_(2.0**-SCALE)
+    # Above 2^53 the conversion rounds: carry what it dropped down to the second limb.
+    dropped = (limbs[0] - high.to(torch.int64)).to(torch.float64)
+    low = limbs[1].to(torch.float64).mul_(2.0**-LOW).add_(dropped).mul_(2.0**-SCALE)
+    return high.mul_(2.0**-SCALE).add_(low)

@@ -1,0 +1,94 @@
+"""The persistent states of clients: versioned, so that only accepted replies count.
+
+A state is known by (client, version), the version being the key of the work that made it. A worker
+writes the new version beside the old one; the coordinator alone decides, by accepting the reply,
+which version the client's next work starts from. A state that was written by work that died, came
+too late or was refused is therefore never read, and work that runs again writes the same bytes.
+
+Only clients that were ever sampled have a state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .contracts import Tree
+from .errors import CheckpointError
+from .vectors import tree_flat, tree_like, tree_map
+
+
+class States:
+    """The client states that one worker reads and writes.
+
+    With ``through`` every write goes to ``folder`` at once, for workers that share the folder and
+    may each be asked for any client; without it states stay in memory until ``flush``.
+    """
+
+    def __init__(self, template: Tree, folder: Path | None = None, through: bool = False) -> None:
+        self.template, self.folder, self.through = template, folder, through and folder is not None
+        self.held: dict[int, dict[int, Tree]] = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, client: int, version: int) -> Tree:
+        """Return a client's state of a version.
+
+        Raises:
+            CheckpointError: if it is neither in memory nor in the folder.
+        """
+        versions = self.held.get(client, {})
+        if version in versions:
+            for older in [v for v in versions if v < version]:
+                del versions[older]
+            return versions[version]
+        return self._read(client, version)
+
+    def put(self, client: int, version: int, state: Tree) -> None:
+        """Keep a state of which no tensor is changed afterwards."""
+        if self.through:
+            self._write(client, version, state)
+        else:
+            self.held.setdefault(client, {})[version] = state
+
+    def flush(self, versions: Mapping[int, int]) -> None:
+        """Write these versions of these clients to the folder, where they are not there yet."""
+        if self.folder is None:
+            return
+        for client, version in versions.items():
+            state = self.held.get(client, {}).get(version)
+            if state is not None and not self._path(client, version).exists():
+                self._write(client, version, state)
+
+    def prune(self, keep: Iterable[tuple[int, int]]) -> None:
+        """Delete the files of all versions but these (client, version) pairs."""
+        if self.folder is None:
+            return
+        names = {self._path(client, version).name for client, version in keep}
+        for path in self.folder.iterdir():
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+
+    def _path(self, client: int, version: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{client}.{version}.safetensors"
+
+    def _read(self, client: int, version: int) -> Tree:
+        from safetensors.torch import load_file
+        what = f"the state of client {client} as of work {version}"
+        if self.folder is None:
+            raise CheckpointError(f"{what} is not in memory and the run has no folder to read it from")
+        try:
+            return tree_like(self.template, load_file(self._path(client, version)))
+        except Exception as e:
+            raise CheckpointError(f"{what} cannot be read from {self._path(client, version)} ({e}); "
+                                  "start the run anew, or put the file back") from e
+
+    def _write(self, client: int, version: int, state: Tree) -> None:
+        from safetensors.torch import save_file
+        path = self._path(client, version)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        # A state may hold views of one storage, which safetensors refuses.
+        save_file(tree_flat(tree_map(lambda t: t.contiguous().clone(), state)), part)
+        part.replace(path)

@@ -1,0 +1,124 @@
+"""A supervised task: any ``nn.Module``, a loss, the clients' samples and a test set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..contracts import ClientOracle, LocalPlan, Vec
+from ..data.store import as_store
+from ..errors import ConfigError, one_of
+from ..models.check import check_model
+from ..oracles.autograd import Autograd
+from ..policies.local_work import batches
+from ..vectors import flatten, load, trainable
+
+TEST_BATCH = 1000
+ORACLES = ("auto", "autograd")
+
+
+def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [..., classes] and class indices [...]."""
+    return F.cross_entropy(out.reshape(-1, out.shape[-1]), y.reshape(-1))
+
+
+def binary_cross_entropy(out: Tensor, y: Tensor) -> Tensor:
+    """Mean logistic loss of one logit per sample and labels in {0, 1}."""
+    return F.binary_cross_entropy_with_logits(out.reshape(-1), y.reshape(-1).to(out.dtype))
+
+
+def squared(out: Tensor, y: Tensor) -> Tensor:
+    """Half the mean squared error."""
+    return 0.5 * F.mse_loss(out.reshape(y.shape), y)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy, "squared": squared}
+
+
+class SupervisedTask:
+    """Minimise the mean loss of ``model`` over the clients' samples.
+
+    ``loss`` is a name from ``LOSSES`` or a callable (output, target) -> mean loss. ``train`` is a
+    store, or a list with one (features, labels) pair or one ``torch.utils.data.Dataset`` for each
+    client. ``test`` is (features, labels), or None. The model's present weights are the initial
+    ones; the task keeps the module itself and never trains layers with ``requires_grad=False``.
+
+    Raises:
+        ModelError: if the model cannot be averaged (running statistics), naming the layer.
+        DataError: if a client has no data, naming it.
+    """
+
+    def __init__(self, model: nn.Module, loss: str | Callable[[Tensor, Tensor], Tensor], train: Any,
+                 test: tuple[Any, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
+        check_model(model)
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise ConfigError("loss", loss, f"{one_of(LOSSES, loss)}, or a callable")
+        self.model = model.to(dtype)
+        self.loss = loss
+        self.store = as_store(train)
+        self.test = None if test is None else (torch.as_tensor(test[0]), torch.as_tensor(test[1]))
+        self.dtype = dtype
+        self.sizes: np.ndarray = self.store.sizes
+        self.x0 = flatten(p for _, p in trainable(self.model))
+
+    @property
+    def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss as a function (output, target) -> mean loss."""
+        return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+
+    def initial(self, seed: int) -> Vec:
+        """Return the weights that the model came with, [P]."""
+        return self.x0.clone()
+
+    def oracle(self, kind: str = "auto") -> ClientOracle:
+        """Return an oracle on a copy of the model, so that workers of one process do not meet."""
+        if kind not in ORACLES:
+            raise ConfigError("oracle", kind, one_of(ORACLES, kind))
+        from copy import deepcopy
+        return Autograd(deepcopy(self.model), self.criterion, self.store, self.prepare)
+
+    def draws(self, client: int, rng: np.random.Generator, local: LocalPlan) -> Sequence[Any]:
+        """Return K index tensors: slices of the client's shuffled samples."""
+        return batches(rng, int(self.sizes[client]), local)
+
+    def regroup(self, groups: Sequence[Sequence[int]]) -> SupervisedTask:
+        """Return the task in which client i holds the samples of the clients ``groups[i]``."""
+        clients = [[self.store.client(m) for m in group] for group in groups]
+        joined = [(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])) for parts in clients]
+        return SupervisedTask(self.model, self.loss, joined, self.test, self.dtype)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Bring real features to the model's dtype; integer features (tokens) stay."""
+        return x.to(self.dtype) if x.is_floating_point() else x
+
+    def evaluate(self, x: Vec) -> dict[str, float]:
+        """Return ``loss`` and, for class labels, ``accuracy`` on the test set ({} without one)."""
+        if self.test is None:
+            return {}
+        load(self.model, x)
+        was_training = self.model.training
+        self.model.eval()
+        total = hits = count = 0.0
+        classes = not self.test[1].is_floating_point()
+        with torch.no_grad():
+            for xs, ys in zip(self.test[0].split(TEST_BATCH), self.test[1].split(TEST_BATCH), strict=True):
+                out = self.model(self.prepare(xs))
+                total += float(self.criterion(out, ys)) * len(ys)
+                if classes:
+                    guess = (out.squeeze(-1) > 0) if self.loss == "binary_cross_entropy" else out.argmax(-1)
+                    hits += float((guess == ys).sum())
+                    count += ys.numel()
+        self.model.train(was_training)
+        metrics = {"loss": total / len(self.test[1])}
+        return metrics | {"accuracy": hits / count} if classes else metrics
+
+    def named(self, x: Vec) -> dict[str, Tensor]:
+        """Return the model's whole state dict at the trainable weights x [P]."""
+        load(self.model, x)
+        return {name: t.detach().clone() for name, t in self.model.state_dict().items()}

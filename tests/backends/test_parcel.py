@@ -1,0 +1,50 @@
+"""Parcels: the same thing comes out, and large arrays are shared and yet nobody's writes are seen."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedlearn.backends.parcel import LARGE, pack, unpack
+
+
+def test_large_arrays_lie_in_the_folder_and_small_ones_in_the_bytes(tmp_path: Path) -> None:
+    large = torch.arange(LARGE // 4, dtype=torch.float32)
+    thing = {"large": large, "array": large.numpy().astype(np.float64), "small": torch.arange(3)}
+    parcel = pack(thing, tmp_path)
+    assert len(parcel) < LARGE / 4
+    assert len(list(tmp_path.iterdir())) == 2
+    out = unpack(parcel)
+    assert all(np.array_equal(out[name], thing[name]) for name in thing)
+
+
+def test_writes_stay_with_the_writer(tmp_path: Path) -> None:
+    large = torch.zeros(LARGE // 4)
+    parcel = pack(large, tmp_path)
+    mine, other = unpack(parcel), unpack(parcel)
+    mine += 1
+    assert float(other.sum()) == float(unpack(parcel).sum()) == 0
+
+
+def test_mapped_arrays_outlive_their_files(tmp_path: Path) -> None:
+    out = unpack(pack(torch.ones(LARGE // 4), tmp_path))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert float(out.sum()) == LARGE // 4
+
+
+def test_functions_of_a_script_and_its_search_path_travel(monkeypatch) -> None:
+    monkeypatch.syspath_prepend("/somewhere/else")
+    factor = 3
+    parcel = pack(lambda v: factor * v)
+    monkeypatch.undo()
+    assert unpack(parcel)(2) == 6
+    assert sys.path.pop() == "/somewhere/else"
+
+
+def test_without_a_folder_everything_is_in_the_bytes() -> None:
+    large = torch.ones(LARGE // 4)
+    assert torch.equal(unpack(pack(large)), large)

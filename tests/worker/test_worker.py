@@ -1,0 +1,133 @@
+"""The worker: pure local work, states that count only when accepted, and errors that name the client."""
+
+import numpy as np
+import pytest
+import torch
+from problems import SIZES, begin, blobs, experiment, play, setup_of
+from torch import nn
+
+from fedlearn.algorithms.fedavg import FedAvg
+from fedlearn.algorithms.scaffold import Scaffold
+from fedlearn.errors import CheckpointError, ClientError, ConfigError, NonFiniteUpdate
+from fedlearn.policies.local_work import LocalWork
+from fedlearn.states import States
+from fedlearn.tasks.supervised import SupervisedTask
+from fedlearn.vectors import digest
+from fedlearn.work import SUMS, Work
+from fedlearn.worker import Worker
+
+
+def work_of(e, clients, **more):
+    loop_x = e.task.initial(0)
+    return Work(0, 0, e.algorithm.broadcast(e.algorithm.server_init(loop_x)), clients, [1.0] * len(clients), e.local,
+                **more)
+
+
+def test_a_reply_does_not_depend_on_who_ran_before():
+    e = experiment(FedAvg(lr=0.3))
+    work = work_of(e, [0, 1, 2, 3])
+
+    def replies(order):
+        return {m: digest(dict(msg)) for m, msg, _ in Worker(setup_of(e)).replies(work, order)}
+
+    assert replies([0, 1, 2, 3]) == replies([3, 1, 0, 2])
+    assert replies([2]) == {2: replies([0, 1, 2, 3])[2]}
+
+
+def test_dropout_is_keyed_too():
+    def task():
+        torch.manual_seed(0)
+        data = blobs()
+        return SupervisedTask(nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3)), "cross_entropy",
+                              data.store, data.test)
+    e = experiment(FedAvg(lr=0.3), task=task())
+    torch.manual_seed(123)
+    one, _ = play(e)
+    torch.manual_seed(456)
+    two, _ = play(e)
+    assert digest(one) == digest(two)
+
+
+def test_records_tell_samples_steps_and_bytes():
+    e = experiment(FedAvg(), local=LocalWork(epochs=2, batch_size=10))
+    _, (report, *_) = play(e)
+    assert [record.samples for record in report.records] == list(SIZES)
+    assert [record.steps for record in report.records] == [2 * -(-n // 10) for n in SIZES]
+    assert all(record.bytes_up == 4 * e.task.initial(0).numel() for record in report.records)
+    assert all(0 < record.loss < 10 for record in report.records)
+
+
+@pytest.mark.parametrize("reduce", ["exact", "fast"])
+def test_nan_in_one_client_is_named_with_the_round(reduce):
+    task = blobs()
+    x, _ = task.store.client(2)
+    x[1, 1] = float("nan")
+    with pytest.raises(NonFiniteUpdate, match=r"client 2, round 0: \d+ of \d+ entries of upload 'dx' are NaN"):
+        play(experiment(FedAvg(), task=task, reduce=reduce))
+
+
+def test_an_exception_in_local_work_names_the_client():
+    data = blobs()
+    clients = [data.store.client(m) for m in range(len(SIZES))]
+    clients[4] = clients[4][0], clients[4][1] + 7   # class 7 to 9 of 3
+    e = experiment(FedAvg(), task=SupervisedTask(data.model, "cross_entropy", clients, None))
+    with pytest.raises(ClientError, match=r"client 4, round 0: its local work failed with IndexError"):
+        play(e)
+
+
+def test_a_state_counts_only_once_its_version_is_accepted():
+    e = experiment(Scaffold(lr=0.3))
+    worker = Worker(setup_of(e))
+
+    def upload(key, versions):
+        x = e.task.initial(0)
+        work = Work(0, key, {"x": x, "c": torch.zeros_like(x)}, [1], [1.0], e.local, versions)
+        ((_, msg, record),) = worker.replies(work, [1])
+        assert record.state
+        return digest({name: v.clone() for name, v in msg.items()})
+
+    first = upload(0, {})
+    # The same work again, its first reply not accepted: the same upload.
+    assert upload(0, {}) == first
+    upload(5, {})
+    accepted = upload(6, {1: 5})
+    assert upload(6, {1: 5}) == accepted != upload(6, {})
+
+
+def test_states_survive_through_their_folder(tmp_path):
+    template = (torch.zeros(3), {"a": torch.zeros(2)})
+    state = (torch.arange(3.0), {"a": torch.tensor([1.0, 2.0])})
+    memory = States(template, tmp_path / "later")
+    memory.put(4, 10, state)
+    assert not list((tmp_path / "later").iterdir())
+    memory.flush({4: 10})
+    through = States(template, tmp_path / "now", through=True)
+    through.put(4, 10, state)
+    for folder in ("later", "now"):
+        read = States(template, tmp_path / folder).get(4, 10)
+        assert torch.equal(read[0], state[0]) and torch.equal(read[1]["a"], state[1]["a"])
+    through.put(4, 11, state)
+    through.prune([(4, 11)])
+    with pytest.raises(CheckpointError, match="the state of client 4 as of work 10 cannot be read"):
+        States(template, tmp_path / "now").get(4, 10)
+
+
+def test_a_stack_needs_an_oracle_that_can():
+    with pytest.raises(ConfigError, match="stack: found True; allowed: false"):
+        begin(experiment(FedAvg(), stack=True))
+
+
+def test_the_sum_does_not_depend_on_how_clients_are_dealt_out():
+    e = experiment(FedAvg(lr=0.3))
+    ids = list(range(len(SIZES)))
+    work = work_of(e, ids)
+    one = SUMS["exact"]()
+    Worker(setup_of(e)).reduce(work, ids, one)
+    rng = np.random.default_rng(0)
+    for parts in (2, 3):
+        buffers = []
+        for part in np.array_split(rng.permutation(ids), parts):
+            total = SUMS["exact"]()
+            Worker(setup_of(e)).reduce(work, [int(m) for m in part], total)
+            buffers.append(total.buffer)
+        assert torch.equal(sum(buffers), one.buffer)
