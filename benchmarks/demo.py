@@ -2,7 +2,8 @@
 
 Three algorithms train the same model on scikit-learn's digits, split over 20 clients by
 Dirichlet(0.1), each client's work done by real worker processes: torchrun ranks that this command
-starts. It ends with a table, a picture of the curves and the folders of the runs.
+starts. It ends with a table and the folders of the runs, and writes a report with pictures of the
+curves and of the partition.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import sys
 from pathlib import Path
 
 from fedlearn.cli import perform
+from fedlearn.config.assemble import parts, split
 from fedlearn.config.compose import compose
+from fedlearn.data.picture import counts, heat_map
 from fedlearn.errors import FedlearnError
+from fedlearn.execute import History
 from fedlearn.tracking.report import curves, table
 
 SETTING = ["task=digits", "heterogeneity=dirichlet", "heterogeneity.alpha=0.1", "clients=20", "cohort=10",
@@ -39,14 +43,29 @@ def main() -> int:
         except FedlearnError as error:
             print("error:", error, file=sys.stderr)
             return 2
-        results.append((name, history.metrics, folder.path))
-    picture = Path(args.runs) / "demo.png"
-    curves([(name, metrics) for name, metrics, _ in results], picture)
-    print(table([(name, metrics) for name, metrics, _ in results]))
+        assert folder is not None
+        results.append((name, history, folder.path))
+    written = report(Path(args.runs) / "demo", results, overrides)
+    print(table([(name, history.metrics) for name, history, _ in results]))
     for name, _, path in results:
         print(f"{name:<14} {path}")
-    print(f"{'curves':<14} {picture}\n\nLook closer: fedlearn show {results[1][2]}")
+    print(f"{'report':<14} {written}\n\nLook closer: fedlearn show {results[1][2]}")
     return 0
+
+
+def report(folder: Path, results: list[tuple[str, History, Path]], overrides: list[str]) -> Path:
+    """Write the report with its two pictures into a folder and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [(name, history.metrics) for name, history, _ in results]
+    curves(runs, folder / "curves.png")
+    raw, store = split(parts(compose(overrides)))
+    heat_map(counts(store, raw.classes), folder / "partition.png", "Digits over 20 clients, Dirichlet(0.1)")
+    lines = ["# Three algorithms on digits, 20 clients by Dirichlet(0.1)", "", table(runs, colour=False), "",
+             "![curves](curves.png)", "", "![samples per client and class](partition.png)", "",
+             *(f"- {name}: SHA-256 `{history.sha256}`, `{path}`" for name, history, path in results), ""]
+    written = folder / "report.md"
+    written.write_text("\n".join(lines), encoding="utf-8")
+    return written
 
 
 if __name__ == "__main__":

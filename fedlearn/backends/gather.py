@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torch import Tensor
+import numpy as np
 
 from .. import errors
 from ..errors import ClientError, ConfigError, FedlearnError, UpdateOverflow, WorkerError
@@ -53,11 +53,12 @@ def check_bound(bounds: Sequence[float], shares: Sequence[Sequence[int]], work: 
                              "or use reduce=fast")
 
 
-def merge(into: Sum, layout: Layout, buffer: Tensor, bound: float) -> None:
-    """Add a partial sum that came from another process."""
+def merge(into: Sum, layout: Layout, buffer: np.ndarray, bound: float) -> None:
+    """Add a partial sum that came from another process; its buffer may be read-only."""
     if into.layout is None:
         into.shape_as(layout)
-    into.buffer += buffer
+    mine = into.buffer.numpy()
+    np.add(mine, buffer, out=mine)
     into.bound += bound
 
 

@@ -13,10 +13,9 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,11 +27,11 @@ from ..errors import ConfigError, WorkerError, in_range
 from ..reducers.layout import Layout
 from ..states import States
 from ..vectors import tree_flat
-from ..work import SUMS, Record, Reduced, Setup, Sum, Work, cost
+from ..work import SUMS, Record, Reduced, Setup, Sum, Work
 from ..worker import Worker
-from .balance import longest_first
-from .gather import agree, check_bound, decode, encode, first, in_order, merge
+from .gather import agree, check_bound, encode, in_order, merge
 from .parcel import pack, unpack
+from .ray_turn import Seat, Turn, last_line
 
 # Ray nices its workers to 15 and counts users, unless it is told not to when its cluster starts.
 QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -123,19 +122,6 @@ class Actor:
         return total.layout and total.layout.parts, total.buffer.numpy(), total.bound
 
 
-@dataclass
-class Seat:
-    """An actor, the clients whose uploads are in its partial sum, and what it is doing."""
-
-    actor: Any
-    done: list[int] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    busy: list[int] = field(default_factory=list)
-    answer: Any = None   # the reference of the call under way
-    ping: Any = None
-    heard: float = 0.0   # when it last gave a sign of life
-
-
 class RayWorkers:
     """Open actors on a cluster."""
 
@@ -178,7 +164,7 @@ class RayWorkers:
         if not work.clients:
             return Reduced(total, [])
         self.rounds += 1
-        turn = Turn(self, work, f"{work.key}/{self.rounds}")
+        turn = Turn(_ray(), self, work, f"{work.key}/{self.rounds}")
         try:
             parts = turn.run()
         finally:
@@ -190,7 +176,7 @@ class RayWorkers:
         check_bound([bound for *_, bound in parts], shares, work)
         for layout, (_, _, _, buffer, bound) in zip(layouts, parts, strict=True):
             if layout is not None:
-                merge(total, layout, torch.from_numpy(buffer.copy()), bound)
+                merge(total, layout, buffer, bound)
         return Reduced(total, in_order((r for _, _, records, *_ in parts for r in records), work))
 
     def commit(self, versions: Mapping[int, int], keep: Sequence[tuple[int, int]] | None = None) -> None:
@@ -232,106 +218,7 @@ class RayWorkers:
         try:
             ray.get(ready)
         except ray.exceptions.RayError as e:
-            raise WorkerError(f"a Ray actor died at its start: {_last_line(e)}") from e
-
-
-class Turn:
-    """One round on the actors: hand out, collect, and run again what died."""
-
-    def __init__(self, workers: RayWorkers, work: Work, token: str) -> None:
-        self.workers, self.work, self.token, self.ray = workers, work, token, _ray()
-        self.seats = workers.seats
-        sizes = workers.setup.task.sizes
-        self.costs = {m: cost(sizes, m, work.local) for m in work.clients}
-        self.queue = deque(longest_first(self.costs))
-        arrays = {name: v.detach().cpu().numpy() for name, v in work.broadcast.items()}
-        self.round = self.ray.put((replace(work, broadcast={}), arrays))
-        self.parts: list[tuple] = []
-        self.failures: list[Exception] = []
-        self.lost = 0
-
-    def run(self) -> list[tuple]:
-        """Return (layout, clients, records, buffer, bound) of all partial sums.
-
-        Raises:
-            FedlearnError: that of the earliest client, after all actors have come to rest.
-        """
-        while True:
-            for seat in self.seats:
-                if seat.answer is None:
-                    self._employ(seat)
-            busy = {seat.answer: seat for seat in self.seats if seat.answer is not None}
-            if not busy:
-                break
-            done, _ = self.ray.wait(list(busy), num_returns=1, timeout=self.workers.backend.timeout / 4)
-            for answer in done:
-                self._hear(busy[answer])
-            for seat in self.seats:
-                if seat.answer is not None:
-                    self._feel_pulse(seat)
-        if self.failures:
-            raise first(self.failures, self.work)
-        return self.parts
-
-    def _employ(self, seat: Seat) -> None:
-        """Give a free actor the next clients, or ask for its sum when there are none."""
-        seat.heard = time.monotonic()
-        if self.failures:
-            return
-        if self.queue:
-            share = -(-len(self.queue) // (3 * len(self.seats)))
-            seat.busy = [self.queue.popleft() for _ in range(min(self.workers.backend.chunk or share,
-                                                                 len(self.queue)))]
-            seat.answer = seat.actor.run.remote(self.token, [self.round], seat.busy)
-        elif seat.done:
-            seat.answer = seat.actor.collect.remote(self.token)
-
-    def _hear(self, seat: Seat) -> None:
-        """Take an actor's answer in."""
-        try:
-            answer = self.ray.get(seat.answer)
-        except self.ray.exceptions.RayTaskError as e:
-            self.failures.append(WorkerError(f"a Ray actor failed: {_last_line(e)}"))
-            seat.answer = None
-            return
-        except self.ray.exceptions.RayError as e:
-            self._lose(seat, _last_line(e))
-            return
-        seat.answer = None
-        if not seat.busy:
-            layout, buffer, bound = answer
-            self.parts.append((layout, seat.done, seat.records, buffer, bound))
-            seat.done, seat.records = [], []
-        elif answer and answer[0] == "error":
-            self.failures.append(decode(answer[1:]))
-        else:
-            seat.done += seat.busy
-            seat.records += answer
-            seat.busy = []
-
-    def _lose(self, seat: Seat, why: str) -> None:
-        """Replace a dead actor; what it had of this round runs again."""
-        self.lost += 1
-        if self.lost > self.workers.backend.replacements:
-            raise WorkerError(f"{self.lost} Ray actors were lost in round {self.work.round}, allowed: "
-                              f"{self.workers.backend.replacements} (backend.replacements); the last one: {why}")
-        again = longest_first({m: self.costs[m] for m in seat.done + seat.busy})
-        self.queue = deque(longest_first({m: self.costs[m] for m in [*again, *self.queue]}))
-        seat.done, seat.records, seat.busy, seat.answer, seat.ping = [], [], [], None, None
-        self.workers.replace(seat)
-
-    def _feel_pulse(self, seat: Seat) -> None:
-        """Ask a working actor for a sign of life now and then."""
-        timeout, now = self.workers.backend.timeout, time.monotonic()
-        if seat.ping is None:
-            if now - seat.heard > timeout / 4:
-                seat.ping = seat.actor.alive.options(concurrency_group="health").remote(), now
-            return
-        ping, sent = seat.ping
-        if self.ray.wait([ping], timeout=0)[0]:
-            seat.ping, seat.heard = None, now
-        elif now - sent > timeout:
-            self._lose(seat, f"it gave no sign of life for {timeout:g} s")
+            raise WorkerError(f"a Ray actor died at its start: {last_line(e)}") from e
 
 
 def _folder() -> Path:
@@ -373,7 +260,7 @@ def _connect(backend: RayActors, setup: Setup, folder: Path) -> bool:
         return True
     except Exception as e:
         what = f"no Ray cluster at {address}" if address else "Ray did not start"
-        raise WorkerError(f"{what}: {_last_line(e)}") from e
+        raise WorkerError(f"{what}: {last_line(e)}") from e
     finally:
         for name, value in before.items():
             if value is None:
@@ -388,8 +275,3 @@ def _ray() -> Any:
     except ImportError as e:
         raise ConfigError("backend", "ray", "an installed Ray", "Install it: pip install 'fedlearn[ray]'.") from e
     return ray
-
-
-def _last_line(e: BaseException) -> str:
-    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(e).__name__)[:500]

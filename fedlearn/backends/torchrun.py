@@ -28,17 +28,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..contracts import ServerAlgorithm
-from ..errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
+from ..errors import ConfigError, FedlearnError, WorkerError, in_range
 from ..vectors import tree_flat
 from ..work import SUMS, Reduced, Setup, Work, cost
 from ..worker import Worker
 from .balance import balance
 from .parcel import pack
 from .torchrun_children import Child, await_ready, culprit, end
+from .torchrun_device import check_device, choose, words
 from .torchrun_group import Group, Lost
 from .torchrun_rank import Rank, enter, take_part, to_header
 
-DEVICES = ("auto", "cpu", "cuda")
 LOOPBACK = "lo" if os.uname().sysname == "Linux" else "lo0"
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 opened = count()  # the groups of this process: all ranks open them in the same order
@@ -51,6 +51,8 @@ class Torchrun:
     ``workers`` counts the ranks, the caller included, where they are started from here; under
     torchrun there are WORLD_SIZE of them. ``threads`` is per rank. A rank that gives no sign of
     life for ``timeout`` seconds is taken for lost; one that merely works long is waited for.
+    ``device`` is "cpu", "cuda" (a GPU of its own for every rank, and NCCL) or "auto", which takes
+    GPUs where there are enough and the task can use them.
     ``port`` of the rendezvous on loopback, 0 for any free one, is not used under torchrun.
     """
 
@@ -67,8 +69,7 @@ class Torchrun:
         in_range("backend.threads", self.threads, least=1)
         in_range("backend.timeout", self.timeout, above=0, most=10**6)
         in_range("backend.port", self.port, least=0, most=65535)
-        if self.device not in DEVICES:
-            raise ConfigError("backend.device", self.device, one_of(DEVICES, self.device))
+        check_device(self.device)
 
     @staticmethod
     def rank() -> int:
@@ -91,10 +92,11 @@ class Torchrun:
         each = f"{self.threads} thread{'s' * (self.threads > 1)} each"
         if under_torchrun():
             return (f"{os.environ['WORLD_SIZE']} ranks started by torchrun (backend.workers is not used), "
-                    f"gloo on CPU, {each}")
+                    f"{words(self.device, _local()[1])}, {each}")
         if self.workers == 1:
-            return f"1 rank in this process, {each}"
-        return f"{self.workers} ranks on this machine, started from here, gloo on CPU, {each}"
+            return f"1 rank in this process, {words(self.device, 1)}, {each}"
+        return (f"{self.workers} ranks on this machine, started from here, "
+                f"{words(self.device, self.workers)}, {each}")
 
 
 class Coordinator:
@@ -168,6 +170,13 @@ class Coordinator:
                         f"a rank is gone ({lost}; torchrun's own output names it)")
 
 
+def _local() -> tuple[int, int]:
+    """Return this rank's number on its machine, and how many ranks run there, under torchrun."""
+    environ = os.environ
+    rank, world = environ["RANK"], environ["WORLD_SIZE"]
+    return int(environ.get("LOCAL_RANK", rank)), int(environ.get("LOCAL_WORLD_SIZE", world))
+
+
 def under_torchrun() -> bool:
     """Return whether this process was started as a rank."""
     return all(name in os.environ for name in ENVIRONMENT)
@@ -189,15 +198,19 @@ def launch(backend: Torchrun, setup: Setup) -> Coordinator:
         arrays.mkdir()
         if world > 1:
             (arrays / "parcel").write_bytes(pack(setup, arrays))
+        device = choose(backend.device, setup.task, 0, world)
         hello = {"parcel": str(arrays / "parcel"), "port": port, "world": world, "timeout": timeout,
-                 "interface": LOOPBACK, "device": "cpu", "parent": current_thread() is main_thread()}
+                 "interface": LOOPBACK, "device": backend.device, "parent": current_thread() is main_thread()}
         for rank in range(1, world):
-            children.append(Child(rank, backend.threads, folder))
+            children.append(Child(rank, backend.threads))
             children[-1].tell(hello | {"rank": rank})
         await_ready(children, timeout)
-        group = Group(store, 0, world, timeout, LOOPBACK, watch=range(1, world))
+        group = Group(store, 0, world, timeout, LOOPBACK, range(1, world), device)
         worker = enter(group, setup, composed=False)
-        shutil.rmtree(arrays)  # every rank has mapped them: nothing is left if this process is killed
+        # Every rank has mapped the arrays: with states elsewhere, nothing is left if this process is killed.
+        shutil.rmtree(arrays)
+        if setup.states is None or setup.states.parent != folder:
+            folder.rmdir()
         return Coordinator(group, worker, children, folder)
     except BaseException as e:
         fate = culprit(children) if isinstance(e, Lost) else ""
@@ -218,7 +231,8 @@ def join(backend: Torchrun, setup: Setup) -> Coordinator | Rank:
     try:
         (store, *_) = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=timeout)))
         store = dist.PrefixStore(f"fedlearn/{next(opened)}", store)
-        group = Group(store, rank, world, timeout, watch=range(1, world) if rank == 0 else [0])
+        device = choose(backend.device, setup.task, *_local())
+        group = Group(store, rank, world, timeout, "", range(1, world) if rank == 0 else [0], device)
         if folder is not None:
             setup = _with_states(setup, world, folder)
         worker = enter(group, setup, composed=True)

@@ -8,31 +8,31 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ..errors import WorkerError
 
 LOST = 75   # a child's exit status when it ended because another one did
+TAIL = 4096  # bytes of what a child said that are looked at
 GRACE = 5.0  # seconds that a child has to leave before it is killed
 
 
 class Child:
-    """One child process; what it prints goes to a file in ``folder``."""
+    """One child process; what it prints goes to a file without a name."""
 
-    def __init__(self, rank: int, threads: int, folder: Path) -> None:
+    def __init__(self, rank: int, threads: int) -> None:
         self.rank = rank
-        self.said = folder / f"rank{rank}.txt"
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
-        with self.said.open("wb") as said:
-            # A session of its own: Ctrl-C is the coordinator's to handle.
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fedlearn.backends.torchrun_rank"], env=environ,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, start_new_session=True)
+        # A session of its own: Ctrl-C is the coordinator's to handle.
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fedlearn.backends.torchrun_rank"], env=environ,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, start_new_session=True)
 
     def tell(self, hello: Mapping[str, Any]) -> None:
         """Send the one line that a child starts from."""
@@ -50,7 +50,8 @@ class Child:
         how = f"exited with status {status}"
         if status < 0:
             how = f"was killed by {signal.Signals(-status).name}"
-        lines = self.said.read_text(errors="replace").strip().splitlines() if self.said.exists() else []
+        size = os.fstat(self.said.fileno()).st_size
+        lines = os.pread(self.said.fileno(), TAIL, max(0, size - TAIL)).decode(errors="replace").strip().splitlines()
         words = f"; its last words: {lines[-1].strip()[:500]}" if lines else ""
         return f"rank {self.rank} (process {self.process.pid}) {how}{words}"
 
@@ -103,7 +104,7 @@ def end(children: Sequence[Child], healthy: bool) -> None:
             child.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
-        for pipe in (child.process.stdin, child.process.stdout):
+        for pipe in (child.process.stdin, child.process.stdout, child.said):
             if pipe is not None and not pipe.closed:
                 with suppress(OSError):  # unsent words to a dead child
                     pipe.close()

@@ -61,17 +61,20 @@ class Group:
             self.beater.start()
             gloo = dist.PrefixStore("gloo", store)
             self.gloo: Any = dist.ProcessGroupGloo(gloo, rank, world, _options(interface, timeout))
-            self.nccl: Any = None
-            if device != "cpu":
-                wait = dist.ProcessGroupNCCL.Options()
-                wait._timeout = timedelta(seconds=timeout)
-                self.nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, world, wait)
         except RuntimeError as e:
             missing = [r for r, key in enumerate(everybody) if not _has(store, key)]
             raise Lost(f"rank {', '.join(map(str, missing)) or '?'} did not come within {timeout:g} s "
                        f"({_line(e)})", missing) from e
         self.seen: dict[int, tuple[bytes, float]] = {}
         self.looked = time.monotonic()
+        self.nccl: Any = None
+        kinds = sorted({kind.split(":")[0] for kind in self.all(device)})
+        if len(kinds) > 1:
+            raise Lost(f"some ranks have {' and others '.join(kinds)}; set backend.device=cpu")
+        if device != "cpu":
+            wait: Any = dist.ProcessGroupNCCL.Options()
+            wait._timeout = timedelta(seconds=timeout)
+            self.nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, world, wait)
 
     def send(self, header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
         """Send a command and named tensors from rank 0 to all others."""

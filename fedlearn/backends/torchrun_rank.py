@@ -30,9 +30,9 @@ from ..worker import Worker
 from .gather import agree, check_bound, decode, encode, first, in_order
 from .parcel import unpack
 from .torchrun_agree import fingerprint
+from .torchrun_children import LOST
+from .torchrun_device import choose, moved, placed
 from .torchrun_group import Group, Lost
-
-LOST = 75  # exit status of a rank that ends because another one did
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def take_part(group: Group, worker: Worker, work: Work, shares: Sequence[Sequenc
     records: list[Record] = []
     mine: Exception | None = None
     try:
-        records = worker.reduce(work, shares[group.rank], total)
+        records = worker.reduce(moved(work, group.device), shares[group.rank], total)
     except Exception as e:
         mine = e
     layout = None if total.layout is None else total.layout.parts
@@ -128,7 +128,7 @@ def enter(group: Group, setup: Setup, composed: bool) -> Worker:
             raise WorkerError(f"rank {group.rank} has another setup than rank 0 ({own[:12]}, not "
                               f"{header['digest'][:12]}); start all ranks with the same command, code "
                               "and data")
-        worker = Worker(setup, through=group.world > 1)
+        worker = Worker(placed(setup, group.device), through=group.world > 1)
     except Exception as e:
         error = e
     failures = [decode(e) for e in group.all(error and encode(error, f"rank {group.rank}")) if e]
@@ -196,7 +196,7 @@ def main() -> int:
         store = dist.TCPStore("127.0.0.1", hello["port"], hello["world"], False,
                               timedelta(seconds=hello["timeout"]), wait_for_workers=False)
         group = Group(store, hello["rank"], hello["world"], hello["timeout"], hello["interface"],
-                      device=hello["device"])
+                      device=choose(hello["device"], setup.task, hello["rank"], hello["world"]))
         Rank(group, enter(group, setup, composed=False)).serve()
     except (Lost, RuntimeError, FedlearnError):
         # Rank 0 knows: it has been told, or it has lost this rank's connection.

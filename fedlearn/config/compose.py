@@ -191,6 +191,8 @@ def _apply(cfg: DictConfig, override: Override, groups: Groups) -> None:
             del (OmegaConf.select(cfg, parent) if parent else cfg)[leaf]
     elif not OmegaConf.is_dict(node):
         OmegaConf.update(cfg, key, value)
+    elif isinstance(value, dict) and "_target_" in value:
+        OmegaConf.update(cfg, key, value, merge=False)  # another class: the keys of the one before do not stay
     elif isinstance(value, dict):
         for path, leaf in _leaves(key, value):
             _find(cfg, path, groups)

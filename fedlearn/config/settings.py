@@ -48,6 +48,7 @@ class RunSettings:
     local: LocalWork = field(default_factory=LocalWork)
     reduce: str = "exact"
     oracle: str = "auto"
+    stack: bool = False
     dtype: str = "float32"
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -18,6 +18,7 @@ from problems import begin, blobs, experiment, play, setup_of
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun_device import choose
 from fedlearn.errors import ConfigError, NonFiniteUpdate, UpdateOverflow, WorkerError
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.vectors import digest
@@ -166,6 +167,7 @@ def test_ranks_end_with_a_killed_coordinator(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     assert len(pids) == 2
+    assert list(tmp_path.glob("fedlearn-*")) == []
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids):
         assert time.monotonic() < deadline, f"{pids} outlived their coordinator"
@@ -206,7 +208,7 @@ except FedlearnError as error:
 def under_torchrun(tmp_path: Path, case: str) -> list[str]:
     script = tmp_path / "script.py"
     script.write_text(UNDER)
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "TMPDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                     str(script), str(tmp_path), case], env=environ, check=True, timeout=120,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -239,3 +241,28 @@ def test_an_empty_cohort_gives_an_empty_sum() -> None:
     workers.close()
 
 
+
+
+class Movable:
+    """A task that can go to a device."""
+
+    def to(self, device: str) -> Movable:
+        return self
+
+
+def test_gpus_are_used_where_every_rank_has_one_and_the_task_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose("auto", Movable(), 1, 2) == "cuda:1"
+    assert choose("cpu", Movable(), 1, 2) == "cpu"
+    assert choose("auto", Movable(), 1, 3) == "cpu"
+    assert choose("auto", object(), 1, 2) == "cpu"
+    assert "NCCL" in Torchrun(workers=2).describe() and "NCCL" not in Torchrun(workers=3).describe()
+    with pytest.raises(ConfigError, match="backend.device: found 'cuda'.*2 GPUs for 3 ranks"):
+        choose("cuda", Movable(), 1, 3)
+    with pytest.raises(ConfigError, match="backend.device: found 'cuda'.*object has no method to"):
+        choose("cuda", object(), 1, 2)
+
+
+def test_a_gpu_that_is_asked_for_and_cannot_be_used_is_refused() -> None:
+    with pytest.raises(ConfigError, match="backend.device"):
+        begin(experiment(FedAvg(), backend=Torchrun(workers=1 + torch.cuda.device_count(), device="cuda")))

@@ -1,0 +1,150 @@
+"""What a user sees when something is wrong: exit code 2 and one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedlearn import cli
+from fedlearn.tracking.run_folder import RunFolder
+
+QUICK = ["rounds=2", "clients=4", "cohort=2", "progress=none"]
+MODULE = """
+import os
+import torch
+from torch import nn
+from fedlearn.tasks.digits import Digits
+
+class BatchNormNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    def forward(self, x):
+        return self.body(x)
+
+class NaNDigits(Digits):
+    '''Digits in which some images hold NaN.'''
+    def load(self):
+        raw = super().load()
+        raw.train_x[:3] = float("nan")
+        return raw
+
+class Dies(nn.Linear):
+    '''A model that ends every process but the one that made it, when it gets there.'''
+    def __init__(self):
+        super().__init__(64, 10)
+        self.home = os.getpid()
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if os.getpid() != self.home:
+            print("no such device", flush=True)
+            os._exit(7)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder with a module of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert cli.main(list(argv)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1, message
+    return message
+
+
+def test_nan_from_a_client(capsys):
+    message = error(capsys, "run", "task._target_=mine.NaNDigits", *QUICK, "cohort=null")
+    assert "client " in message and "round 0: " in message and "are NaN or infinite" in message
+
+
+@pytest.mark.parametrize(("overrides", "parts"), [
+    (["cohort=9"], ["cohort: found 9", "1 to 4"]),
+    (["clients=2000"], ["clients: found 2000", "20000", "1442"]),
+    (["algorithm=fedavgg"], ["algorithm: found 'fedavgg'", "did you mean fedavg?"]),
+    (["algorithm.lrr=0.1"], ["algorithm.lrr", "lr"]),
+    (["algorithm.lr=-1"], ["algorithm.lr: found -1", "> 0"]),
+    (["algorithm.lr=fast"], ["algorithm.lr: found 'fast'"]),
+    (["task=fashion_mnist", "task.folder=nowhere"], ["nowhere", "dataset-fashion-mnist", "download"]),
+    (["model={_target_:mine.BatchNormNet}"], ["body.2", "BatchNorm1d", "GroupNorm"]),
+])
+def test_one_line_for_what_cannot_run(capsys, overrides, parts):
+    message = error(capsys, "run", *QUICK, *overrides)
+    for part in parts:
+        assert part in message
+    assert not Path("runs").exists(), "a run that cannot start leaves no folder"
+
+
+def test_a_checkpoint_cut_short_is_reported_and_the_one_before_used(capsys, folder):
+    assert cli.main(["run", *QUICK, "rounds=4", "checkpoint.every=2"]) == 0
+    sha256 = capsys.readouterr().out.split("sha256 ")[1].split()[0]
+    run = RunFolder.open("latest", folder / "runs")
+    newest = sorted(run.checkpoints.glob("round-*"))[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="round-00000004"):
+        assert cli.main(["resume", "latest"]) == 0
+    assert sha256 in capsys.readouterr().out
+    for path in run.checkpoints.glob("round-*/state.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    message = error(capsys, "resume", "latest")
+    assert "round-00000002" in message and "bytes" in message
+
+
+@pytest.mark.torchrun
+def test_a_port_in_use(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = error(capsys, "run", *QUICK, "backend=torchrun", f"backend.port={port}")
+    assert "backend.port" in message and str(port) in message
+
+
+@pytest.mark.torchrun
+def test_a_worker_that_dies_at_start(capsys):
+    began = time.monotonic()
+    message = error(capsys, "run", *QUICK, "backend=torchrun", "model={_target_:mine.Dies}")
+    assert "rank 1" in message and "7" in message and "no such device" in message
+    assert time.monotonic() - began < 55, "it was noticed, not waited for"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["inprocess", pytest.param("torchrun", marks=pytest.mark.torchrun)])
+def test_kill_9_and_resume_end_in_the_undisturbed_hash(folder, capsys, backend):
+    run = ["run", "algorithm=scaffold", "clients=12", "cohort=6", "rounds=400", "local.epochs=2", "checkpoint.every=5",
+           "evaluate.every=0"]
+    assert cli.main([*run, "progress=none", "rounds=60"]) == 0
+    whole = capsys.readouterr().out.split("sha256 ")[1].split()[0]
+
+    process = subprocess.Popen([sys.executable, "-m", "fedlearn", *run, f"backend={backend}", "runs=killed",
+                                "progress=none"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    try:
+        deadline = time.monotonic() + 120
+        while not list(folder.glob("killed/*/*/checkpoints/round-00000010")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (killed,) = folder.glob("killed/*/2*")
+    done = RunFolder(killed).metrics()[-1]["round"]
+    assert done < 60, "killed too late for this test to say anything"
+    assert cli.main(["resume", str(killed), "rounds=60", "backend=inprocess", "progress=none"]) == 0
+    assert whole in capsys.readouterr().out
+    assert [line["round"] for line in RunFolder(killed).ledger()] == list(range(1, 61))
