@@ -236,6 +236,8 @@ def join(backend: Torchrun, setup: Setup) -> Coordinator | Rank:
         if folder is not None:
             setup = _with_states(setup, world, folder)
         worker = enter(group, setup, composed=True)
+        if folder is not None and (setup.states is None or setup.states.parent != folder):
+            folder.rmdir()
         return Rank(group, worker) if folder is None else Coordinator(group, worker, [], folder)
     except BaseException as e:
         if group is not None:
