@@ -80,7 +80,8 @@ class States:
         if self.folder is None:
             raise CheckpointError(f"{what} is not in memory and the run has no folder to read it from")
         try:
-            return tree_like(self.template, load_file(self._path(client, version)))
+            read = tree_like(self.template, load_file(self._path(client, version)))
+            return tree_map(lambda t, like: t.to(like.device), read, self.template)
         except Exception as e:
             raise CheckpointError(f"{what} cannot be read from {self._path(client, version)} ({e}); "
                                   "start the run anew, or put the file back") from e

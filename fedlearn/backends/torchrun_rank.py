@@ -101,7 +101,7 @@ def take_part(group: Group, worker: Worker, work: Work, shares: Sequence[Sequenc
     if shape is not None:
         if total.layout is None:
             total.shape_as(shape)
-        total.buffer = group.reduce(total.buffer)
+        total.buffer = group.reduce(total.buffer).cpu()
         total.bound = sum(s["bound"] for s in everyone)
     return Reduced(total, in_order((Record(**r) for s in everyone for r in s["records"]), work))
 

@@ -67,8 +67,12 @@ class ClientStore:
     def batch(self, m: int, index: Tensor | np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return copies of the samples ``index`` [b] of client m, counted from its first."""
         x, y = self.client(m)
-        index = torch.as_tensor(index, dtype=torch.int64)
+        index = torch.as_tensor(index, dtype=torch.int64, device=x.device)
         return x.index_select(0, index), y.index_select(0, index)
+
+    def to(self, device: torch.device | str) -> ClientStore:
+        """Return the store with its samples on a device."""
+        return ClientStore(self.features.to(device), self.labels.to(device), self.offsets)
 
     def save(self, folder: str | Path) -> None:
         """Write the store to a folder (three .npy files), each file atomically."""

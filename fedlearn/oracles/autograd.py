@@ -37,7 +37,7 @@ class Autograd:
         self.bound: Tensor | None = None
         self.client = -1
         self.batch: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
-        self.loss, self.calls = torch.zeros(1), 0
+        self.loss, self.calls = self.gradient.new_zeros(1), 0
         model.train()
 
     def enter(self, clients: Sequence[int]) -> None:
@@ -47,12 +47,12 @@ class Autograd:
             ValueError: if asked for a stack.
         """
         (self.client,) = clients
-        self.loss, self.calls = torch.zeros(1), 0
+        self.loss, self.calls = self.gradient.new_zeros(1), 0
 
     def at(self, draws: Sequence[Any]) -> None:
         """Set the mini-batch: one index tensor [batch] into the client's samples."""
         x, y = self.store.batch(self.client, draws[0])
-        self.batch = self.prepare(x), y
+        self.batch = self.prepare(x), y.to(self.gradient.device)
 
     def grad(self, x: Vec) -> Vec:
         """Return the gradient at x [P]; the buffer is written again by the next call."""
@@ -86,7 +86,7 @@ class Autograd:
         for index in torch.arange(n).split(FULL_BATCH):
             self.gradient.zero_()
             xs, ys = self.store.batch(self.client, index)
-            (self._loss(self.prepare(xs), ys) * (len(index) / n)).backward()
+            (self._loss(self.prepare(xs), ys.to(total.device)) * (len(index) / n)).backward()
             total += self.gradient
         return total
 

@@ -33,10 +33,11 @@ class ExactSum:
         self.buffer = torch.zeros(0, dtype=torch.int64)
         self.bound = 0.0
 
-    def shape_as(self, layout: Layout) -> None:
+    def shape_as(self, layout: Layout, device: torch.device | str = "cpu") -> None:
         """Allocate for a layout; the buffer is int64 [sum of numel * limbs]."""
         self.layout = layout
-        self.buffer = torch.zeros(sum(n * _limbs(dtype) for _, n, dtype in layout.parts), dtype=torch.int64)
+        self.buffer = torch.zeros(sum(n * _limbs(dtype) for _, n, dtype in layout.parts), dtype=torch.int64,
+                                  device=device)
 
     def add(self, msg: Msg, weights: Weights, client: int, round: int) -> None:
         """Add weights[name] * msg[name] for every name; a client without uploads is not added.
@@ -48,7 +49,7 @@ class ExactSum:
         """
         layout = Layout.of(msg, client, round)
         if self.layout is None:
-            self.shape_as(layout)
+            self.shape_as(layout, next(iter(msg.values())).device)
         else:
             self.layout.same(layout, client, round)
         # Check before the first write, so that a refused upload has not touched the sum.

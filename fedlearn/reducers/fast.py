@@ -21,11 +21,12 @@ class FastSum:
         self.buffer = torch.zeros(0)
         self.bound = 0.0
 
-    def shape_as(self, layout: Layout) -> None:
+    def shape_as(self, layout: Layout, device: torch.device | str = "cpu") -> None:
         """Allocate for a layout; the buffer has the widest dtype among the parts."""
         self.layout = layout
         wide = any(dtype == "float64" for _, _, dtype in layout.parts)
-        self.buffer = torch.zeros(sum(n for _, n, _ in layout.parts), dtype=DTYPES["float64" if wide else "float32"])
+        self.buffer = torch.zeros(sum(n for _, n, _ in layout.parts), dtype=DTYPES["float64" if wide else "float32"],
+                                  device=device)
 
     def add(self, msg: Msg, weights: Weights, client: int, round: int) -> None:
         """Add weights[name] * msg[name] for every name.
@@ -36,7 +37,7 @@ class FastSum:
         """
         layout = Layout.of(msg, client, round)
         if self.layout is None:
-            self.shape_as(layout)
+            self.shape_as(layout, next(iter(msg.values())).device)
         else:
             self.layout.same(layout, client, round)
         largest(msg, weights, client, round)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..contracts import ClientOracle, LocalPlan, Vec
-from ..data.store import as_store
+from ..data.store import ClientStore, as_store
 from ..errors import ConfigError, one_of
 from ..models.check import check_model
 from ..oracles.autograd import Autograd
@@ -80,7 +81,6 @@ class SupervisedTask:
         """Return an oracle on a copy of the model, so that workers of one process do not meet."""
         if kind not in ORACLES:
             raise ConfigError("oracle", kind, one_of(ORACLES, kind))
-        from copy import deepcopy
         return Autograd(deepcopy(self.model), self.criterion, self.store, self.prepare)
 
     def draws(self, client: int, rng: np.random.Generator, local: LocalPlan) -> Sequence[Any]:
@@ -94,8 +94,17 @@ class SupervisedTask:
         return SupervisedTask(self.model, self.loss, joined, self.test, self.dtype)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Bring real features to the model's dtype; integer features (tokens) stay."""
-        return x.to(self.dtype) if x.is_floating_point() else x
+        """Bring features to the model's device, real ones to its dtype; integers (tokens) stay integers."""
+        return x.to(self.x0.device, self.dtype if x.is_floating_point() else x.dtype)
+
+    def to(self, device: torch.device | str) -> SupervisedTask:
+        """Return a copy whose model, samples and oracles live on a device."""
+        there = copy(self)
+        there.model = deepcopy(self.model).to(device)
+        there.x0 = self.x0.to(device)
+        there.store = self.store.to(device) if isinstance(self.store, ClientStore) else self.store
+        there.test = None if self.test is None else (self.test[0].to(device), self.test[1].to(device))
+        return there
 
     def evaluate(self, x: Vec) -> dict[str, float]:
         """Return ``loss`` and, for class labels, ``accuracy`` on the test set ({} without one)."""

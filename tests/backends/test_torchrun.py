@@ -266,3 +266,11 @@ def test_gpus_are_used_where_every_rank_has_one_and_the_task_can(monkeypatch: py
 def test_a_gpu_that_is_asked_for_and_cannot_be_used_is_refused() -> None:
     with pytest.raises(ConfigError, match="backend.device"):
         begin(experiment(FedAvg(), backend=Torchrun(workers=1 + torch.cuda.device_count(), device="cuda")))
+
+
+@pytest.mark.gpu
+def test_a_rank_with_a_gpu_of_its_own_works_there() -> None:
+    e = experiment(Scaffold(), rounds=3, backend=Torchrun(workers=1, device="cuda"))
+    one, again = play(e)[0], play(e)[0]
+    assert torch.equal(one, again) and one.device.type == "cpu"
+    assert torch.allclose(one, play(experiment(Scaffold(), rounds=3))[0], atol=1e-4)

@@ -93,3 +93,22 @@ def test_two_oracles_of_one_task_do_not_meet():
     load(task.model, x + 5)
     assert torch.equal(one.grad(x), g)
     assert torch.equal(flatten(task.model.parameters()), x + 5)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_task_moves_to_a_device_with_everything_that_its_oracles_need(device):
+    here = blobs(dtype=torch.float64)
+    there = here.to(device)
+    x = here.initial(0)
+    results = []
+    for task in (here, there):
+        oracle = task.oracle()
+        oracle.enter([2])
+        oracle.at([INDEX])
+        start = task.initial(0)
+        assert start.device == task.store.features.device
+        results.append([oracle.grad(start).cpu().clone(), oracle.full_grad(start).cpu(), oracle.value(start).cpu(),
+                        torch.tensor(list(task.evaluate(start).values()))])
+    for one, two in zip(*results, strict=True):
+        assert torch.allclose(one, two, rtol=0, atol=1e-12)
+    assert torch.equal(x, here.initial(0)) and here.store.features.device.type == "cpu"
