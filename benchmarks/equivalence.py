@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fedlearn.cli import perform
 from fedlearn.config.compose import compose, recompose
+from fedlearn.perform import perform
 
 ROUNDS = 4
 # Partial participation and unequal sizes everywhere.

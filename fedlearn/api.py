@@ -17,7 +17,7 @@ from .contracts import (
     Task,
 )
 from .errors import ConfigError
-from .execute import History, execute
+from .execute import History, checkpoint_of, execute
 from .experiment import Experiment, RoundProtocol, kind_of
 from .policies.clock import Clock
 from .policies.local_work import LocalWork
@@ -78,4 +78,8 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
     if kept and kept.metrics() and not resume:
         raise ConfigError("folder", str(folder), "a new folder, or resume=True to continue the run in it")
     title = f"{type(algorithm).__name__} {experiment.backend.describe()}"
-    return execute(experiment, kept, trackers, progress, title, resume=resume)
+    if kept is None:
+        return execute(experiment, None, trackers, progress, title)
+    with kept.claim():
+        start = checkpoint_of(experiment, kept) if resume else None
+        return execute(experiment, kept, trackers, progress, title, start=start)

@@ -15,7 +15,6 @@ from fedlearn.errors import ConfigError, DataError, FedlearnError, one_of
 
 if TYPE_CHECKING:
     from fedlearn.config.assemble import Parts
-    from fedlearn.execute import History
     from fedlearn.tracking.run_folder import RunFolder
 
 ABOUT = "Federated optimisation with intermittent communication, on real processes."
@@ -53,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except FedlearnError as error:
-        if not (isinstance(error, ConfigError | DataError) and _other_rank()):  # rank 0 says the same
+        from fedlearn.perform import other_rank
+
+        if not (isinstance(error, ConfigError | DataError) and other_rank()):  # rank 0 says the same
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -114,6 +115,8 @@ def resume(argv: list[str]) -> int:
     _run_argument(parser)
     parser.add_argument("overrides", nargs="*", metavar="override", help="what changes, as in backend=ray")
     args = parser.parse_intermixed_args(argv)
+    if args.run is None:
+        parser.error("found no RUN; allowed: a run's folder, its name, its id or latest")
     from fedlearn.tracking.run_folder import RunFolder
 
     folder = RunFolder.open(args.run, args.runs)
@@ -136,6 +139,8 @@ def show(argv: list[str]) -> int:
     parser.add_argument("--cfg", choices=["job"], help="print the configuration only")
     parser.add_argument("--out", type=Path, metavar="PNG", help="with partition: the picture (partition.png)")
     args = parser.parse_intermixed_args(argv)
+    if args.run is None:
+        parser.error("found no RUN; allowed: a run's folder, its name, its id, latest, or the word partition")
     from fedlearn.config.assemble import parts
     from fedlearn.config.compose import compose, recompose
 
@@ -191,36 +196,9 @@ def list_options(argv: list[str]) -> int:
     return 0
 
 
-def perform(cfg: Any, header: str = "", folder: RunFolder | None = None) -> tuple[RunFolder | None, History]:
-    """Run a configuration and return its folder and history.
-
-    It runs in a new run folder, or goes on in ``folder`` from where that stands; ``header`` is written
-    above the configuration there. Ranks other than 0 serve rank 0 and have no folder.
-    """
-    from fedlearn.config.assemble import assemble, parts
-    from fedlearn.config.compose import to_dict, to_yaml
-    from fedlearn.execute import execute
-    from fedlearn.tracking.run_folder import RunFolder
-
-    made = parts(cfg)
-    settings, name = made.settings, str(made.settings.name)
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if ranks > 1 and type(made.backend).__name__ != "Torchrun":
-        raise ConfigError("backend", type(made.backend).__name__,
-                          f"backend=torchrun on {ranks} torchrun ranks", "Each rank would run everything by itself.")
-    experiment = assemble(made)
-    if _other_rank():  # rank 0 keeps the folder and does the talking
-        return None, execute(experiment)
-    done = _rounds_done(folder, settings.rounds) if folder else 0
-    folder = folder or RunFolder.create(settings.runs, name)
-    with folder.claim():
-        folder.write_config(header + to_yaml(cfg))
-        trackers = [part.tracker() for part in made.tracking.values()]
-        return folder, execute(experiment, folder, trackers, settings.progress, name, to_dict(cfg), resume=done > 0)
-
-
 def _perform(cfg: Any, header: str, folder: RunFolder | None = None) -> int:
     """Run a configuration and print the result."""
+    from fedlearn.perform import perform
     from fedlearn.tracking.report import table
 
     folder, history = perform(cfg, header, folder)
@@ -228,19 +206,6 @@ def _perform(cfg: Any, header: str, folder: RunFolder | None = None) -> int:
         print(table([(cfg.name, history.metrics)]))
         print(f"model   sha256 {history.sha256}\nfolder  {folder.path}")
     return 0
-
-
-def _rounds_done(folder: RunFolder, rounds: int) -> int:
-    """Return the round of the newest checkpoint; 0 without one: then all is done anew."""
-    from fedlearn.checkpoint import Checkpoints
-
-    done = max(Checkpoints(folder.checkpoints).rounds(), default=0)
-    if done == 0:
-        folder.truncate(-1)
-    if rounds < done:
-        raise ConfigError("rounds", rounds, f">= {done}, the rounds that are done",
-                          "Start a new run for fewer.")
-    return done
 
 
 def _show_partition(made: Parts, picture: Path) -> None:
@@ -251,7 +216,10 @@ def _show_partition(made: Parts, picture: Path) -> None:
     raw, store = split(made)
     table = counts(store, raw.classes)
     natural = type(made.heterogeneity).__name__ == "Natural"
-    heat_map(table, picture, f"{type(made.task).__name__}, {made.heterogeneity}, seed {made.settings.seed}")
+    try:
+        heat_map(table, picture, f"{type(made.task).__name__}, {made.heterogeneity}, seed {made.settings.seed}")
+    except OSError as error:
+        raise FedlearnError(f"{picture}: {error.strerror}; name another place with --out") from None
     print(counts_table(table, raw.group_names if natural else None))
     print("\npartition:", picture)
 
@@ -266,11 +234,6 @@ def _print_checked(cfg: Any) -> int:
     return 0
 
 
-def _other_rank() -> bool:
-    """Say whether torchrun started this process as a rank other than 0."""
-    return int(os.environ.get("RANK", 0)) > 0
-
-
 def _verb(name: str, about: str, *after: str) -> Parser:
     parser = Parser(prog=f"fedlearn {name}", description=about, epilog="\n".join(after))
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with more options")
@@ -278,7 +241,7 @@ def _verb(name: str, about: str, *after: str) -> Parser:
 
 
 def _run_argument(parser: Parser, more: str = "") -> None:
-    parser.add_argument("run", metavar="RUN", help=f"a run's folder, its name, its id or latest{more}")
+    parser.add_argument("run", metavar="RUN", nargs="?", help=f"a run's folder, its name, its id or latest{more}")
     parser.add_argument("--runs", type=Path, default="runs", metavar="DIR", help="where runs are (runs)")
 
 

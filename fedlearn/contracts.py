@@ -247,15 +247,33 @@ class ClientOracle(Oracle, Protocol):
     """An oracle as the worker drives it: first whose data, then which mini-batch.
 
     ``stacks`` says whether ``enter`` takes several clients at once. ``loss`` is the sum over the
-    calls of ``grad`` since ``enter`` of the mini-batch loss, [clients] (for the metrics only).
+    ``calls`` of ``grad`` since ``enter`` of the mini-batch loss (for the metrics only).
     """
 
     stacks: bool
-    loss: Tensor
     calls: int
 
-    def enter(self, clients: Sequence[int]) -> None:
-        """Take over the data of one client, or of a stack of clients; resets ``loss``, ``calls``."""
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the mini-batch losses, [clients]."""
+        ...
+
+    def describe(self) -> str:
+        """Say in one line what this oracle is, for the run's log."""
+        ...
+
+    def room(self, batch: int) -> int:
+        """Prepare for stacks of mini-batches of at most ``batch`` samples; return the most clients of a stack.
+
+        Called before stacks enter, with the same number wherever the round is run: an oracle may pad to it.
+        """
+        ...
+
+    def enter(self, clients: Sequence[int], draws: Sequence[Sequence[Any]] | None = None) -> None:
+        """Take over the data of one client, or of a stack of clients; resets ``loss``, ``calls``.
+
+        ``draws`` are, where known, all draws that ``at`` will get, by client: an oracle may gather ahead.
+        """
         ...
 
     def at(self, draws: Sequence[Any]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 
 class FedlearnError(Exception):
@@ -81,12 +82,16 @@ def one_of(names: Iterable[str], found: str = "") -> str:
 
 
 def in_range(key: str, value: float, *, above: float | None = None, least: float | None = None,
-             below: float | None = None, most: float | None = None) -> None:
-    """Check that ``value`` lies in a range; ``above``/``below`` are open ends, the others closed.
+             below: float | None = None, most: float | None = None, whole: bool = False) -> None:
+    """Check that ``value`` is a number, if ``whole`` an integer, in a range.
+
+    ``above`` and ``below`` are open ends, the others closed.
 
     Raises:
-        ConfigError: naming ``key`` if the value is outside (NaN always is).
+        ConfigError: naming ``key`` if it is not (NaN never is).
     """
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise ConfigError(key, value, "a whole number" if whole else "a number")
     ends = [(above, ">", above is None or value > above), (least, ">=", least is None or value >= least),
             (below, "<", below is None or value < below), (most, "<=", most is None or value <= most)]
     if not all(held for _, _, held in ends):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoints, Snapshot, save_model
-from .errors import FedlearnError
+from .errors import ConfigError, FedlearnError, ModelError, one_of
 from .experiment import Experiment, Loop, RoundReport
 from .tracking import Tracker
 from .tracking.progress import Progress
@@ -44,52 +48,84 @@ class History:
         self.sha256 = digest(self.x)
 
     def final(self, name: str) -> float:
-        """Return the last value of a metric, e.g. ``test_accuracy``."""
-        return next(line[name] for line in reversed(self.metrics) if name in line)
+        """Return the last value of a metric, e.g. ``test_accuracy``.
+
+        Raises:
+            ConfigError: if no round has it, naming those that there are.
+        """
+        for line in reversed(self.metrics):
+            if name in line:
+                return line[name]
+        raise ConfigError("metric", name, one_of({key for line in self.metrics for key in line}, name))
 
 
 def execute(experiment: Experiment, folder: RunFolder | None = None, trackers: Sequence[Tracker] = (),
             progress: str = "none", title: str = "", config: dict[str, Any] | None = None,
-            resume: bool = False) -> History:
+            start: tuple[int, Snapshot] | None = None) -> History:
     """Run an experiment to its last round and return its history.
 
-    With a ``folder`` every round is recorded there and checkpoints are kept; with ``resume`` the run
-    continues from the newest good one. On a torchrun rank other than 0 this serves rank 0 and
-    returns the same model with no metrics.
+    With a ``folder`` every round is recorded there and checkpoints are kept; ``start`` is what
+    ``checkpoint_of`` found there, to continue from. On a torchrun rank other than 0 this serves rank
+    0 and returns the same history.
 
     Raises:
         FedlearnError: with one line that says what is wrong and what to do.
     """
-    torch.set_num_threads(1)
     e = experiment
-    task = e.protocol.prepare(e)
-    setup = Setup(algorithm=e.algorithm, task=task, schedule=e.schedule, rounds=e.rounds, clock=e.clock, seed=e.seed,
-                  pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle, stack=e.stack,
-                  states=folder.states if folder else None)
-    workers = e.backend.open(setup)
-    try:
-        if workers.rank > 0:
-            return _finished(e, workers.serve()["x"], [], None)
-        log.info("work runs %s", e.backend.describe())
-        loop = e.protocol.start(e, workers)
-        with Progress(progress, e.rounds, title) as bar:
-            everybody: list[Tracker] = [*trackers, bar]
-            lines = _rounds(e, loop, workers, folder, everybody, config or {}, resume)
-            history = _finished(e, loop.model().clone(), lines, folder)
-            for tracker in everybody:
-                tracker.finished({"sha256": history.sha256, **lines[-1]})
-        workers.close({"x": history.x})
-        return history
-    finally:
-        workers.close()
+    setup = Setup(algorithm=e.algorithm, task=e.protocol.prepare(e), schedule=e.schedule, rounds=e.rounds,
+                  clock=e.clock, seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle, stack=e.stack,
+                  states=folder.states.resolve() if folder else None)
+    with _callers_own():
+        workers = e.backend.open(setup)
+        try:
+            if workers.rank > 0:
+                final = workers.serve()
+                return _finished(e, final["x"], json.loads(final["metrics"].numpy().tobytes()), None)
+            log.info("%s", e.backend.describe())
+            loop = e.protocol.start(e, workers)
+            with Progress(progress, e.rounds, title) as bar:
+                everybody: list[Tracker] = [*trackers, bar]
+                lines = _rounds(e, loop, workers, folder, everybody, config or {}, start)
+                history = _finished(e, loop.model().clone(), lines, folder)
+                for tracker in everybody:
+                    tracker.finished({"sha256": history.sha256, **lines[-1]})
+            text = torch.frombuffer(bytearray(json.dumps(lines).encode()), dtype=torch.uint8)
+            workers.close({"x": history.x, "metrics": text})
+            return history
+        finally:
+            workers.close()
+
+
+def checkpoint_of(e: Experiment, folder: RunFolder) -> tuple[int, Snapshot] | None:
+    """Return the newest good checkpoint of a run that an experiment is to continue.
+
+    A run that ended before its first checkpoint has none and is begun anew: its lines are dropped.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none is good.
+        ConfigError: if the experiment is another one than the run's, naming what differs.
+    """
+    if not any(folder.checkpoints.glob("round-*")):
+        folder.truncate(-1)
+        shutil.rmtree(folder.states, ignore_errors=True)
+        return None
+    done, snapshot = Checkpoints(folder.checkpoints, e.checkpoint_keep).load()
+    in_run, here = snapshot.meta["identity"], e.identity()
+    for key in sorted({*in_run, *here}):
+        if in_run.get(key) != here.get(key):
+            raise ConfigError(key, here.get(key), f"{in_run.get(key)}, as in the run {folder.path}",
+                              "Start a new run to change it.")
+    if e.rounds < done:
+        raise ConfigError("rounds", e.rounds, f">= {done}, the rounds that are done", "Start a new run for fewer.")
+    return done, snapshot
 
 
 def _rounds(e: Experiment, loop: Loop, workers: Workers, folder: RunFolder | None, trackers: Sequence[Tracker],
-            config: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+            config: dict[str, Any], start: tuple[int, Snapshot] | None) -> list[dict[str, Any]]:
     checkpoints = Checkpoints(folder.checkpoints, e.checkpoint_keep) if folder else None
     first, lines = 0, []
-    if resume and folder and checkpoints:
-        first, snapshot = checkpoints.load()
+    if start and folder:
+        first, snapshot = start
         loop.restore(snapshot.tensors, snapshot.meta["loop"])
         folder.truncate(first)
         lines = folder.metrics()
@@ -109,18 +145,18 @@ def _rounds(e: Experiment, loop: Loop, workers: Workers, folder: RunFolder | Non
         lines.append(line)
         _tell(line, report, folder, trackers)
         if checkpoints and (done == e.rounds or (e.checkpoint_every and done % e.checkpoint_every == 0)):
-            _checkpoint(done, loop, workers, checkpoints)
+            _checkpoint(e, done, loop, workers, checkpoints)
     return lines
 
 
-def _checkpoint(done: int, loop: Loop, workers: Workers, checkpoints: Checkpoints) -> None:
+def _checkpoint(e: Experiment, done: int, loop: Loop, workers: Workers, checkpoints: Checkpoints) -> None:
     """Save a checkpoint, the clients' states before it and the clean-up of old ones after it."""
     tensors, meta = loop.snapshot()
-    versions = loop.versions()
-    workers.commit(versions)
-    checkpoints.save(done, Snapshot(tensors, {"loop": meta, "states": sorted(versions.items())}))
+    states = loop.states()
+    workers.commit(states)
+    checkpoints.save(done, Snapshot(tensors, {"loop": meta, "states": states, "identity": e.identity()}))
     kept = [tuple(pair) for r in checkpoints.rounds() for pair in checkpoints.meta(r)["states"]]
-    workers.commit(versions, kept)
+    workers.commit(states, kept)
 
 
 def _line(done: int, report: RoundReport) -> dict[str, Any]:
@@ -133,7 +169,13 @@ def _line(done: int, report: RoundReport) -> dict[str, Any]:
 
 
 def _evaluate(e: Experiment, loop: Loop) -> dict[str, float]:
-    return {f"test_{name}": value for name, value in e.task.evaluate(loop.model()).items()}
+    try:
+        return {f"test_{name}": value for name, value in e.task.evaluate(loop.model()).items()}
+    except FedlearnError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the evaluation failed with {type(error).__name__}: {' '.join(str(error).split())}; check "
+                         "that the model's inputs and outputs, the loss and the test data fit together") from error
 
 
 def _tell(line: dict[str, Any], report: RoundReport | None, folder: RunFolder | None,
@@ -154,10 +196,20 @@ def _finished(e: Experiment, x: Tensor, lines: list[dict[str, Any]], folder: Run
         load(model, x)
     history = History(lines, x, model, folder.path if folder else None)
     if folder:
-        named = e.task.named(x) if hasattr(e.task, "named") else {"x": x}
-        about = {"sha256": history.sha256, "rounds": e.rounds, "algorithm": type(e.algorithm).__name__}
-        save_model(folder.path, named, json.loads(json.dumps(about)))
+        named: Mapping[str, Tensor] = e.task.named(x) if hasattr(e.task, "named") else {"x": x}
+        save_model(folder.path, named, {"sha256": history.sha256, "rounds": e.rounds, "identity": e.identity()})
     return history
 
 
-__all__ = ["FedlearnError", "History", "execute"]
+@contextmanager
+def _callers_own() -> Iterator[None]:
+    """Give the caller's random streams and number of threads back when the run is over."""
+    threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            torch.set_num_threads(1)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from .policies.local_work import LocalWork
 from .policies.sampling import Sampling
 from .policies.schedule import Constant, Schedule
 from .policies.weighting import Weighting
+from .vectors import digest
 from .work import SUMS, Backend, Record, Workers
 
 # The kinds of algorithms, the most special first, and the protocol that runs each.
@@ -91,18 +92,40 @@ class Experiment:
     checkpoint_keep: int = 3
 
     def __post_init__(self) -> None:
-        in_range("rounds", self.rounds, least=1)
-        in_range("evaluate.every", self.evaluate_every, least=0)
-        in_range("checkpoint.every", self.checkpoint_every, least=0)
-        in_range("checkpoint.keep", self.checkpoint_keep, least=1)
+        in_range("rounds", self.rounds, least=1, whole=True)
+        in_range("seed", self.seed, least=0, whole=True)
+        in_range("evaluate.every", self.evaluate_every, least=0, whole=True)
+        in_range("checkpoint.every", self.checkpoint_every, least=0, whole=True)
+        in_range("checkpoint.keep", self.checkpoint_keep, least=1, whole=True)
+        for key, method in (("protocol", "start"), ("backend", "open"), ("sampling", "cohort"), ("schedule", "factor"),
+                            ("weighting", "weights"), ("clock", "duration"), ("local", "steps_for")):
+            if not callable(getattr(getattr(self, key), method, None)):
+                raise ConfigError(key, getattr(self, key), f"an object with {method}()")
         if self.reduce not in SUMS:
             raise ConfigError("reduce", self.reduce, one_of(SUMS, str(self.reduce)))
         clients = len(self.task.sizes)
+        if self.cohort is not None:
+            in_range("cohort", self.cohort, whole=True)
         if self.cohort is not None and not 1 <= self.cohort <= clients:
             raise ConfigError("cohort", self.cohort, f"1 to {clients}, the number of clients",
                               "Ask for fewer clients per round, or for more clients.")
         match(self.algorithm, self.protocol, self.backend)
         self.protocol.check(self)
+
+    def identity(self) -> dict[str, str]:
+        """Return, by key, what the result depends on: a run may be resumed where all this is the same."""
+        choices: dict[str, Any] = {
+            "algorithm": self.algorithm, "protocol": self.protocol, "sampling": self.sampling, "local": self.local,
+            "weighting": self.weighting, "schedule": self.schedule, "clock": self.clock, "seed": self.seed,
+            "cohort": self.clients_at_a_time, "reduce": self.reduce,
+            **{f"pipeline.{name}": stage for name, stage in self.pipeline.items()}}
+        # An object of the user's own may have no repr but its address.
+        known = {key: repr(value) if is_dataclass(value) or isinstance(value, int | str) else type(value).__name__
+                 for key, value in choices.items()}
+        x0 = self.task.initial(self.seed)
+        task = f"{type(self.task).__name__}, {len(self.task.sizes)} clients, {int(self.task.sizes.sum())} samples, "
+        known["task"] = task + f"{x0.numel()} parameters of {x0.dtype}, {digest(x0)[:16]}"
+        return known | ({"rounds": str(self.rounds)} if self.schedule.horizon else {})
 
     @property
     def clients_at_a_time(self) -> int:
@@ -148,8 +171,8 @@ class Loop(Protocol):
         """Continue from a snapshot."""
         ...
 
-    def versions(self) -> dict[int, int]:
-        """Return the accepted version of every client that has a persistent state."""
+    def states(self) -> list[tuple[int, int]]:
+        """Return (client, version) of every persistent state that may still be read."""
         ...
 
 

@@ -11,24 +11,32 @@ Only clients that were ever sampled have a state.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 from .contracts import Tree
 from .errors import CheckpointError
 from .vectors import tree_flat, tree_like, tree_map
 
+MEMORY = 256 * 2**20    # bytes of states that a worker keeps in memory
+
 
 class States:
     """The client states that one worker reads and writes.
 
     With ``through`` every write goes to ``folder`` at once, for workers that share the folder and
-    may each be asked for any client; without it states stay in memory until ``flush``.
+    may each be asked for any client; without it states stay in memory until ``flush``, or until they
+    take more than ``memory`` bytes: those of the clients seen longest ago then go to the folder.
     """
 
-    def __init__(self, template: Tree, folder: Path | None = None, through: bool = False) -> None:
+    def __init__(self, template: Tree, folder: Path | None = None, through: bool = False,
+                 memory: int = MEMORY) -> None:
         self.template, self.folder, self.through = template, folder, through and folder is not None
-        self.held: dict[int, dict[int, Tree]] = {}
+        self.memory = memory
+        self.size = sum(t.numel() * t.element_size() for t in tree_flat(template).values())
+        self.held: OrderedDict[int, dict[int, Tree]] = OrderedDict()
+        self.written: set[tuple[int, int]] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -39,32 +47,46 @@ class States:
             CheckpointError: if it is neither in memory nor in the folder.
         """
         versions = self.held.get(client, {})
-        if version in versions:
-            for older in [v for v in versions if v < version]:
-                del versions[older]
-            return versions[version]
-        return self._read(client, version)
+        if version not in versions:
+            return self._read(client, version)
+        self.held.move_to_end(client)
+        # What is asked for was accepted, so nobody will ask for what came before it.
+        for older in [v for v in versions if v < version]:
+            del versions[older]
+        return versions[version]
 
     def put(self, client: int, version: int, state: Tree) -> None:
         """Keep a state of which no tensor is changed afterwards."""
         if self.through:
             self._write(client, version, state)
-        else:
-            self.held.setdefault(client, {})[version] = state
-
-    def flush(self, versions: Mapping[int, int]) -> None:
-        """Write these versions of these clients to the folder, where they are not there yet."""
-        if self.folder is None:
             return
-        for client, version in versions.items():
-            state = self.held.get(client, {}).get(version)
-            if state is not None and not self._path(client, version).exists():
+        self.held.setdefault(client, {})[version] = state
+        self.held.move_to_end(client)
+        if self.folder is not None and self.size * sum(map(len, self.held.values())) > self.memory:
+            client, versions = self.held.popitem(last=False)
+            for version, state in versions.items():
                 self._write(client, version, state)
+
+    def flush(self, states: Iterable[tuple[int, int]]) -> None:
+        """Write these (client, version) states to the folder and forget all others that memory holds."""
+        if self.through:
+            return
+        wanted = set(states)
+        for client, versions in list(self.held.items()):
+            for version in [v for v in versions if (client, v) not in wanted]:
+                del versions[version]
+            if not versions:
+                del self.held[client]
+            for version, state in versions.items():
+                if self.folder is not None and (client, version) not in self.written:
+                    self._write(client, version, state)
 
     def prune(self, keep: Iterable[tuple[int, int]]) -> None:
         """Delete the files of all versions but these (client, version) pairs."""
         if self.folder is None:
             return
+        keep = set(keep)
+        self.written &= keep
         names = {self._path(client, version).name for client, version in keep}
         for path in self.folder.iterdir():
             if path.name not in names:
@@ -93,3 +115,4 @@ class States:
         # A state may hold views of one storage, which safetensors refuses.
         save_file(tree_flat(tree_map(lambda t: t.contiguous().clone(), state)), part)
         part.replace(path)
+        self.written.add((client, version))

@@ -164,8 +164,8 @@ class Workers(Protocol):
         """Replace the states of all nodes."""
         ...
 
-    def commit(self, versions: Mapping[int, int], keep: Sequence[tuple[int, int]] | None = None) -> None:
-        """Bring these client states to disk; given ``keep``, delete all but these and those."""
+    def commit(self, states: Sequence[tuple[int, int]], keep: Sequence[tuple[int, int]] | None = None) -> None:
+        """Bring these (client, version) states to disk; given ``keep``, delete all but these and those."""
         ...
 
     def close(self, final: Msg | None = None) -> None:

@@ -7,13 +7,16 @@ matter which worker runs a client, when, or how often.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .contracts import Msg, PeerAlgorithm, ServerAlgorithm, StepInfo, Tree
+from .data.store import DatasetStore
 from .errors import ClientError, ConfigError, FedlearnError
 from .seeds import generator, torch_seed
 from .states import States
@@ -28,9 +31,13 @@ class Worker:
         torch.set_num_threads(setup.threads)
         self.setup = setup
         self.oracle = setup.task.oracle(setup.oracle)
+        if setup.stack and not self.oracle.stacks and setup.oracle == "auto":
+            self.oracle = setup.task.oracle("vmap")     # refused by a task without one
         if setup.stack and not self.oracle.stacks:
             raise ConfigError("stack", True, f"false with oracle {type(self.oracle).__name__}",
                               "It works on one client at a time.")
+        # The same for every worker, so that no stack shows who else is in it.
+        self.largest = int(setup.task.sizes.max()) if setup.stack else 0
         self.states: States | None = None
         if isinstance(setup.algorithm, ServerAlgorithm):
             self.first = setup.algorithm.client_init(setup.task.initial(setup.seed))
@@ -57,8 +64,8 @@ class Worker:
         algorithm, states = self.setup.algorithm, self.states
         assert isinstance(algorithm, ServerAlgorithm) and states is not None
         weight = dict(zip(work.clients, work.weights, strict=True))
-        finished = self._stacked(work, clients) if self.setup.stack else (
-            reply for client in clients for reply in self._stacked(work, [client], alone=True))
+        groups = self._stacks(work, clients) if self.setup.stack else ([client] for client in clients)
+        finished = (reply for group in groups for reply in self._stacked(work, group, not self.setup.stack))
         for client, msg, state, steps, loss in finished:
             for stage in self.setup.pipeline.values():
                 msg = stage.encode(msg, client, work.round)
@@ -67,6 +74,13 @@ class Worker:
                 states.put(client, work.key, state)
             yield client, msg, Record(client, int(self.setup.task.sizes[client]), steps, weight[client], loss,
                                       bytes_of(msg), stateful)
+
+    def _stacks(self, work: Work, clients: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Split clients into stacks for which there is room; those with equally many steps stay together."""
+        sizes, local = self.setup.task.sizes, work.local
+        room = self.oracle.room(local.batch_for(self.largest))
+        ids = sorted(clients, key=lambda m: (-local.steps_for(int(sizes[m])), m))
+        return (ids[i:i + room] for i in range(0, len(ids), room))
 
     def _stacked(self, work: Work, clients: Sequence[int], alone: bool = False
                  ) -> Iterator[tuple[int, Msg, Tree, int, float]]:
@@ -83,14 +97,14 @@ class Worker:
         states = [self._state(work, m) for m in ids]
         steps: int | Tensor
         if alone:
-            _seed_torch(torch_seed(setup.seed, "torch", work.key, ids[0]))
+            self._seed(work, ids[0])
             b, c, steps = work.broadcast, states[0], counts[0]
         else:
             b = {name: v.expand(len(ids), -1) for name, v in work.broadcast.items()}
             c = tree_map(lambda *parts: torch.stack(parts), *states)
             steps = torch.tensor(counts).unsqueeze(1)
         try:
-            oracle.enter(ids)
+            oracle.enter(ids, [draws[m] for m in ids])
             y = algorithm.local_init(b, c)
             k = 0
             while ids:
@@ -124,8 +138,8 @@ class Worker:
     def peer(self, algorithm: PeerAlgorithm, work: Work, node: int, state: Tree) -> tuple[Tree, Record]:
         """Return a node's state after its local steps of a round, before it exchanges."""
         draws = self._draws(work, node)
-        _seed_torch(torch_seed(self.setup.seed, "torch", work.key, node))
-        self.oracle.enter([node])
+        self._seed(work, node)
+        self.oracle.enter([node], [draws])
         for k, draw in enumerate(draws):
             self.oracle.at([draw])
             factor = self.setup.schedule.factor(work.round, self.setup.rounds, k)
@@ -142,13 +156,16 @@ class Worker:
         version = work.versions.get(client)
         return self.first if version is None else self.states.get(client, version)
 
+    def _seed(self, work: Work, client: int) -> None:
+        """Seed the global streams that a model (dropout) or a data set (augmentation) may draw from.
 
-def _seed_torch(seed: int) -> None:
-    """Seed torch's own streams, as ``torch.manual_seed`` does.
-
-    That one keeps, for every device that is not in use, the call and a formatted traceback until
-    the process ends: 1.5 ms and a leak per client and round.
-    """
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+        ``torch.manual_seed`` keeps, for every device that is not in use, the call and a formatted
+        traceback until the process ends: 1.5 ms and a leak per client and round.
+        """
+        seed = torch_seed(self.setup.seed, "torch", work.key, client)
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        if isinstance(getattr(self.setup.task, "store", None), DatasetStore):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)

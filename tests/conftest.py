@@ -117,3 +117,18 @@ def nothing_left_behind(pytestconfig: pytest.Config) -> Iterator[None]:
              if not any(fnmatch(path.name, pattern) for pattern in NOT_OURS)]
     if left:
         pytest.fail("the suite left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A cluster that tests join because the process is connected to it; its address."""
+    ray = pytest.importorskip("ray")
+    from fedlearn.backends.ray_actors import QUIET
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        context = ray.init(address="local", num_cpus=3, object_store_memory=100 * 2**20, include_dashboard=False,
+                           log_to_driver=False, logging_level="ERROR")
+    yield context.address_info["address"]
+    ray.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,7 +21,7 @@ from benchmarks.speed.pace import Pace
 
 
 class PreparedCohorts(FedAvg):
-    """Flower's FedAvg on the prepared cohorts; which node stands for which client does not matter."""
+    """Flower's FedAvg on the prepared cohorts: the m-th node is client m."""
 
     def __init__(self, case: Case, folder: str) -> None:
         super().__init__(fraction_evaluate=0.0)
@@ -28,13 +29,13 @@ class PreparedCohorts(FedAvg):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
                         ) -> Iterable[Message]:
-        """Send the model to as many nodes as a cohort has clients, and each its place in the cohorts."""
-        while len(nodes := list(grid.get_node_ids())) < self.case.cohort:
-            pass  # they register while the first round begins
+        """Send the model to the nodes of the round's cohort, with the place of each in it."""
+        while len(nodes := list(grid.get_node_ids())) < len(self.case.offsets) - 1:
+            time.sleep(0.05)  # they register while the first round begins
         cohort = self.case.cohort
         for i, m in enumerate(self.case.cohorts[server_round - 1]):
             place = ConfigRecord({"place": (server_round - 1) * cohort + i, "folder": self.folder})
-            yield Message(RecordDict({"arrays": arrays, "config": place}), dst_node_id=nodes[int(m) % len(nodes)],
+            yield Message(RecordDict({"arrays": arrays, "config": place}), dst_node_id=nodes[int(m)],
                           message_type=MessageType.TRAIN)
 
 

@@ -84,10 +84,10 @@ def main() -> None:
                             dict(enumerate(sizes.tolist())) if ranks > 1 else None)
     backend = SimulatedBackend(data, data, [WeightByDatapoints()])
     pace.ready("torch", "numpy", "pfl")
-    FederatedAveraging().run(
-        NNAlgorithmParams(case.rounds, evaluation_frequency=10**9, train_cohort_size=case.cohort, val_cohort_size=None),
-        backend, model, NNTrainHyperParams(local_batch_size=case.batch, local_num_epochs=1, local_learning_rate=case.lr),
-        callbacks=[Paced(pace)], send_metrics_to_platform=False)
+    plan = NNAlgorithmParams(case.rounds, evaluation_frequency=10**9, train_cohort_size=case.cohort,
+                             val_cohort_size=None)
+    local = NNTrainHyperParams(local_batch_size=case.batch, local_num_epochs=1, local_learning_rate=case.lr)
+    FederatedAveraging().run(plan, backend, model, local, callbacks=[Paced(pace)], send_metrics_to_platform=False)
     if leader:
         vector = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
         np.save(args.model, vector.numpy())

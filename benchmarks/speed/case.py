@@ -43,11 +43,12 @@ class Case:
     def open(cls, folder: str | Path) -> Case:
         """Map a prepared folder into memory, read-only."""
         folder = Path(folder)
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
         with warnings.catch_warnings():  # torch warns that it cannot keep us from writing
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensors = {name: torch.from_numpy(arrays.pop(name)) for name in ("features", "labels", "test_x", "test_y")}
-        return cls(json.loads((folder / "case.json").read_text()), **tensors, **arrays)
+            for name in ("features", "labels", "test_x", "test_y"):
+                arrays[name] = torch.from_numpy(arrays[name])
+        return cls(json.loads((folder / "case.json").read_text()), **arrays)
 
     @property
     def rounds(self) -> int:

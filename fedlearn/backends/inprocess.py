@@ -96,12 +96,12 @@ class InProcessWorkers:
         """Replace the states of all nodes."""
         self.states = dict(states)
 
-    def commit(self, versions: Mapping[int, int], keep: Sequence[tuple[int, int]] | None = None) -> None:
+    def commit(self, states: Sequence[tuple[int, int]], keep: Sequence[tuple[int, int]] | None = None) -> None:
         """Write these client states to the run's folder; given ``keep``, delete all but these and those."""
         if self.worker.states is not None:
-            self.worker.states.flush(versions)
+            self.worker.states.flush(states)
             if keep is not None:
-                self.worker.states.prune([*versions.items(), *keep])
+                self.worker.states.prune([*states, *keep])
 
     def serve(self) -> Msg:
         """There is nobody to serve: this process is the coordinator."""

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,11 +119,14 @@ class Actor:
         assert token == self.token
         total, self.token = self.sum, ""
         self.work, self.sum = None, SUMS[self.worker.setup.reduce]()
+        total.carry()
         return total.layout and total.layout.parts, total.buffer.numpy(), total.bound
 
 
 class RayWorkers:
     """Open actors on a cluster."""
+
+    rank = 0
 
     def __init__(self, backend: RayActors, setup: Setup) -> None:
         self.backend, self.rounds, self.opened = backend, 0, True
@@ -179,10 +182,10 @@ class RayWorkers:
                 merge(total, layout, buffer, bound)
         return Reduced(total, in_order((r for _, _, records, *_ in parts for r in records), work))
 
-    def commit(self, versions: Mapping[int, int], keep: Sequence[tuple[int, int]] | None = None) -> None:
+    def commit(self, states: Sequence[tuple[int, int]], keep: Sequence[tuple[int, int]] | None = None) -> None:
         """Given ``keep``, delete all client states but these and those; they are on disk already."""
         if self.states is not None and keep is not None:
-            self.states.prune([*versions.items(), *keep])
+            self.states.prune([*states, *keep])
 
     def close(self, final: Msg | None = None) -> None:
         """End the actors, and the cluster if it was started here; safe to call twice."""

@@ -135,12 +135,12 @@ class Coordinator:
             raise result
         return result
 
-    def commit(self, versions: Mapping[int, int], keep: Sequence[tuple[int, int]] | None = None) -> None:
+    def commit(self, states: Sequence[tuple[int, int]], keep: Sequence[tuple[int, int]] | None = None) -> None:
         """Given ``keep``, delete all client states but these and those; they are on disk already."""
         if self.worker.states is not None:
-            self.worker.states.flush(versions)
+            self.worker.states.flush(states)
             if keep is not None:
-                self.worker.states.prune([*versions.items(), *keep])
+                self.worker.states.prune([*states, *keep])
 
     def close(self, final: Mapping[str, Tensor] | None = None) -> None:
         """End all ranks; safe to call twice, and after any error.

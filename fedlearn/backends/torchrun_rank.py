@@ -84,6 +84,7 @@ def take_part(group: Group, worker: Worker, work: Work, shares: Sequence[Sequenc
         records = worker.reduce(moved(work, group.device), shares[group.rank], total)
     except Exception as e:
         mine = e
+    total.carry()
     layout = None if total.layout is None else total.layout.parts
     status = {"records": [asdict(r) for r in records], "layout": layout, "bound": total.bound,
               "error": None if mine is None else encode(mine, f"rank {group.rank}")}

@@ -157,6 +157,11 @@ def _call(made: Any, values: dict[str, Any], key: str) -> Any:
         if not key or error.key == key or error.key.startswith(f"{key}."):
             raise
         raise ConfigError(f"{key}.{error.key}", error.found, error.allowed, error.hint) from None
+    except (TypeError, ValueError) as error:
+        if is_dataclass(made):
+            raise  # ours: a bug, not a value of the user's
+        raise ConfigError(key, values, f"arguments that {made.__qualname__} takes",
+                          f"It says: {' '.join(str(error).split())}.") from error
 
 
 def _convert(value: Any, hint: Any) -> Any:

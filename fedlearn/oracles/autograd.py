@@ -34,19 +34,32 @@ class Autograd:
         self.gradient = torch.zeros(size, dtype=first.dtype, device=first.device)
         for p, g in zip(self.parameters, views(self.gradient, self.shapes), strict=True):
             p.grad = g
+        self.buffers = [(module, name, first.detach().clone()) for module in model.modules()
+                        for name, first in module._buffers.items() if first is not None]
         self.bound: Tensor | None = None
         self.client = -1
         self.batch: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self.loss, self.calls = self.gradient.new_zeros(1), 0
         model.train()
 
-    def enter(self, clients: Sequence[int]) -> None:
+    def describe(self) -> str:
+        """Say what this oracle is, for the run's log."""
+        return f"autograd ({type(self.model).__name__}, {self.gradient.numel():,} parameters)"
+
+    def room(self, batch: int) -> int:
+        """Return 1: it works on one client at a time."""
+        return 1
+
+    def enter(self, clients: Sequence[int], draws: Sequence[Sequence[Any]] | None = None) -> None:
         """Take over the data of one client.
 
         Raises:
             ValueError: if asked for a stack.
         """
         (self.client,) = clients
+        # What a model writes into its buffers is not carried from one client to another.
+        for module, name, first in self.buffers:
+            module._buffers[name] = first.clone()
         self.loss, self.calls = self.gradient.new_zeros(1), 0
 
     def at(self, draws: Sequence[Any]) -> None:

@@ -19,6 +19,8 @@ from ..contracts import Vec
 from ..data.store import ClientStore
 from ..vectors import dot
 
+STACK = 256     # clients: more would leave the caches without gaining anything
+
 
 class ClosedForm(ABC):
     """What the oracles here share: the book-keeping, and [P] as a stack of one."""
@@ -29,7 +31,15 @@ class ClosedForm(ABC):
         self.clients: Sequence[int] = ()
         self.loss, self.calls = torch.zeros(0, dtype=torch.float64), 0
 
-    def enter(self, clients: Sequence[int]) -> None:
+    def describe(self) -> str:
+        """Say what this oracle is, for the run's log."""
+        return f"closed form ({type(self).__name__.removesuffix('Oracle')})"
+
+    def room(self, batch: int) -> int:
+        """Return how many clients a stack may hold."""
+        return STACK
+
+    def enter(self, clients: Sequence[int], draws: Sequence[Sequence[Any]] | None = None) -> None:
         """Take over the data of one client, or of a stack of clients."""
         self.clients = list(clients)
         self.loss, self.calls = torch.zeros(len(self.clients), dtype=torch.float64), 0
@@ -80,7 +90,7 @@ class QuadraticOracle(ClosedForm):
         self.A, self.optima = A[:0], optima[:0]
         self.noise: Tensor | None = None
 
-    def enter(self, clients: Sequence[int]) -> None:
+    def enter(self, clients: Sequence[int], draws: Sequence[Sequence[Any]] | None = None) -> None:
         """Take over one client (views) or a stack of clients (copies of their matrices)."""
         super().enter(clients)
         alone = len(clients) == 1

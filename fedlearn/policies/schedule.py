@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import in_range
 
@@ -17,8 +18,11 @@ from ..errors import in_range
 class Schedule(ABC):
     """A factor per round: warm-up over ``warmup`` rounds, then the decay of the concrete schedule.
 
-    It multiplies the clients' step sizes, and the server's too where ``server`` is true.
+    It multiplies the clients' step sizes, and the server's too where ``server`` is true. ``horizon``
+    says whether the factor depends on how many rounds the run is to have.
     """
+
+    horizon: ClassVar[bool] = False
 
     warmup: int = 0
     server: bool = False
@@ -76,6 +80,8 @@ class Cosine(Schedule):
 
     Loshchilov and Hutter, "SGDR" (ICLR 2017), without restarts.
     """
+
+    horizon: ClassVar[bool] = True
 
     final: float = 0.0
 

@@ -33,7 +33,10 @@ class Asynchronous:
     verb: ClassVar[str] = "submit"
 
     def check(self, experiment: Experiment) -> None:
-        """Refuse a weighting by samples: updates are weighted by staleness here."""
+        """Refuse a weighting by samples, for staleness weights here, and sampling by rounds."""
+        if experiment.sampling.name not in ("uniform", "proportional"):
+            raise ConfigError("sampling", experiment.sampling.name,
+                              "uniform or proportional with protocol=asynchronous", "Clients are drawn one at a time.")
         if not isinstance(experiment.weighting, UniformWeighting):
             raise ConfigError("weighting", experiment.weighting.name, "uniform with protocol=asynchronous",
                               "The algorithm weights arrivals by their staleness.")
@@ -78,7 +81,8 @@ class AsynchronousLoop:
             weight = self.algorithm.arrival_weight(ArrivalInfo(client, staleness, r))
             if weight == 0:
                 continue
-            total.add(reply.msg, {name: weight for name in reply.msg}, client, r)
+            weights = {name: 1.0 if name in self.algorithm.unweighted else weight for name in reply.msg}
+            total.add(reply.msg, weights, client, r)
             records.append(replace(reply.record, weight=weight))
             stale += staleness
             if reply.record.state:
@@ -115,10 +119,10 @@ class AsynchronousLoop:
         """Return the algorithm's present model [P]."""
         return self.algorithm.model(self.server)
 
-    def versions(self) -> dict[int, int]:
-        """Return the version that each client's next work starts from, and those under way."""
-        under_way = {r.record.client: r.work.key for r in self.workers.pending() if r.record.state}
-        return self.accepted_versions | under_way
+    def states(self) -> list[tuple[int, int]]:
+        """Return the accepted states and those under way, of which each may be rejected yet."""
+        under_way = {(r.record.client, r.work.key) for r in self.workers.pending() if r.record.state}
+        return sorted(under_way | set(self.accepted_versions.items()))
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the server state and the replies under way, uploads included."""

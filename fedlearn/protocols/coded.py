@@ -50,6 +50,9 @@ class Coded:
         if not isinstance(experiment.weighting, UniformWeighting):
             raise ConfigError("weighting", experiment.weighting.name, "uniform with protocol=coded",
                               "The code decides the weights.")
+        if experiment.sampling.name not in ("uniform", "full"):
+            raise ConfigError("sampling", experiment.sampling.name, "uniform or full with protocol=coded",
+                              "Every machine is asked in every round.")
         if not hasattr(task, "regroup"):
             raise ConfigError("task", type(task).__name__, "a task with client data with protocol=coded",
                               "Closed-form problems have no blocks to replicate.")
@@ -117,9 +120,9 @@ class CodedLoop:
         """Return the algorithm's present model [P]."""
         return self.algorithm.model(self.server)
 
-    def versions(self) -> dict[int, int]:
+    def states(self) -> list[tuple[int, int]]:
         """Machines keep no state."""
-        return {}
+        return []
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the server state and the clock."""

@@ -49,9 +49,16 @@ class Gossip:
         if not isinstance(experiment.weighting, UniformWeighting):
             raise ConfigError("weighting", experiment.weighting.name, "uniform with protocol=gossip",
                               "The graph decides the weights.")
-        if experiment.pipeline:
-            raise ConfigError("pipeline", list(experiment.pipeline), "none with protocol=gossip",
-                              "Its stages have a server half.")
+        if experiment.sampling.name not in ("uniform", "full"):
+            raise ConfigError("sampling", experiment.sampling.name, "uniform or full with protocol=gossip",
+                              "Every node works in every round.")
+        for key, found, allowed, why in (
+                ("pipeline", list(experiment.pipeline), [], "Its stages have a server half."),
+                ("reduce", experiment.reduce, "exact", "Nothing is summed up on a server."),
+                ("schedule.server", experiment.schedule.server, False, "There is no server."),
+                ("stack", experiment.stack, False, "Nodes work one after another.")):
+            if found != allowed:
+                raise ConfigError(key, found, f"{allowed or 'none'} with protocol=gossip", why)
         if self.graph == "regular" and (self.degree >= nodes or self.degree * nodes % 2):
             raise ConfigError("protocol.degree", self.degree, f"less than the {nodes} nodes, with degree * nodes even")
 
@@ -82,8 +89,8 @@ class GossipLoop:
         self.experiment, self.workers, self.algorithm = experiment, workers, experiment.algorithm
         nodes = len(experiment.task.sizes)
         self.neighbours = protocol.adjacency(nodes, generator(experiment.seed, "graph"))
-        self.weights = metropolis(self.neighbours)
         x0 = experiment.task.initial(experiment.seed)
+        self.weights = [w.to(x0.dtype) for w in metropolis(self.neighbours)]
         workers.set_nodes({i: self.algorithm.node_init(x0.clone()) for i in range(nodes)})
         self.simulated = 0.0
 
@@ -92,9 +99,8 @@ class GossipLoop:
         e = self.experiment
         began = perf_counter()
         nodes = list(range(len(self.neighbours)))
-        weights = [w.to(self.model().dtype) for w in self.weights]
         work = Work(r, r, {}, nodes, [1.0] * len(nodes), e.local)
-        records = self.workers.exchange(Exchange(work, self.neighbours, weights))
+        records = self.workers.exchange(Exchange(work, self.neighbours, self.weights))
         # A node's message travels once along each of its edges, up there and down here.
         sent = {record.client: record.bytes_up * len(self.neighbours[record.client]) for record in records}
         heard = {i: sum(sent[j] // len(self.neighbours[j]) for j in self.neighbours[i]) for i in nodes}
@@ -117,9 +123,9 @@ class GossipLoop:
         first = self.algorithm.model(self.workers.nodes()[0])
         return self._models().mean(0).to(first.dtype)
 
-    def versions(self) -> dict[int, int]:
+    def states(self) -> list[tuple[int, int]]:
         """Node states are in the snapshot."""
-        return {}
+        return []
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the states of all nodes and the clock."""

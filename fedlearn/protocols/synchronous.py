@@ -85,9 +85,9 @@ class SynchronousLoop:
         """Return the algorithm's present model [P]."""
         return self.algorithm.model(self.server)
 
-    def versions(self) -> dict[int, int]:
-        """Return the accepted version of every client that has a persistent state."""
-        return dict(self.accepted_versions)
+    def states(self) -> list[tuple[int, int]]:
+        """Return the accepted state of every client that has one."""
+        return sorted(self.accepted_versions.items())
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the server state, the state versions and the clock."""

@@ -4,13 +4,16 @@ Each client's weighted vector is multiplied by 2^40 and rounded **once** to inte
 then added, which is associative, so any placement and any order of arrival give the same bits. A
 float32 vector takes one int64 limb (absolute rounding error at most 2^-41 = 4.5e-13 per client).
 A float64 vector takes two: the second holds what the first rounded away, in units of 2^-93, so that
-nothing of a value above 2^-41 is lost.
+nothing of a value above 2^-41 is lost. What gathers in the second limb is carried over to the first before it
+could wrap around, which changes how the sum is written and not what it is.
 
 The sum of the largest entries of all clients must stay below 2^62 / 2^40 = 4.2 million; a sum that
 could wrap around is refused, never returned.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from .layout import DTYPES, Layout, Weights, largest
 SCALE = 40          # bits after the point in the first limb
 LOW = 53            # further bits in the second limb, as many as a float64 can still hold
 LIMIT = 2.0**62     # of the sum of the clients' largest scaled entries: one bit below int64's own
+CARRY = 512         # uploads after which the second limb, at most 2^52 from each, is carried over
 CHUNK = 65_536      # elements that are scaled at a time: stays in the second-level cache
 
 
@@ -32,6 +36,7 @@ class ExactSum:
         self.layout: Layout | None = None
         self.buffer = torch.zeros(0, dtype=torch.int64)
         self.bound = 0.0
+        self.uncarried = 0
 
     def shape_as(self, layout: Layout, device: torch.device | str = "cpu") -> None:
         """Allocate for a layout; the buffer is int64 [sum of numel * limbs]."""
@@ -64,17 +69,35 @@ class ExactSum:
             size = numel * _limbs(dtype)
             _accumulate(self.buffer[start:start + size], msg[name], weights[name])
             start += size
+        self.uncarried += 1
+        if self.uncarried == CARRY:
+            self.carry()
+
+    def carry(self) -> None:
+        """Write each second limb within half a unit of the first; call it before adding two buffers up.
+
+        There is one way to write a sum so: partial sums of equal value have equal bits afterwards.
+        """
+        for limbs, _, _ in self._parts():
+            if limbs.shape[0] == 2:
+                over = (limbs[1] + 2 ** (LOW - 1)) >> LOW
+                limbs[0] += over
+                limbs[1] -= over << LOW
+        self.uncarried = 0
 
     def mean(self, denominators: Weights) -> dict[str, Tensor]:
         """Return sum / denominators[name] for every name, in the dtype of the uploads."""
-        assert self.layout is not None
-        out, start = {}, 0
-        for name, numel, dtype in self.layout.parts:
+        self.carry()
+        return {name: _decode(limbs).div_(denominators[name]).to(DTYPES[dtype])
+                for limbs, name, dtype in self._parts()}
+
+    def _parts(self) -> Iterator[tuple[Tensor, str, str]]:
+        """Yield (limbs [1 or 2, numel], name, dtype) of every vector."""
+        start = 0
+        for name, numel, dtype in () if self.layout is None else self.layout.parts:
             limbs = self.buffer[start:start + numel * _limbs(dtype)].view(_limbs(dtype), numel)
             start += limbs.numel()
-            total = _decode(limbs)
-            out[name] = total.div_(denominators[name]).to(DTYPES[dtype])
-        return out
+            yield limbs, name, dtype
 
 
 def _limbs(dtype: str) -> int:

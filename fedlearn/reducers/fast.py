@@ -46,6 +46,9 @@ class FastSum:
             self.buffer[start:start + numel].add_(msg[name], alpha=weights[name])
             start += numel
 
+    def carry(self) -> None:
+        """Floats have nothing to carry over."""
+
     def mean(self, denominators: Weights) -> dict[str, Tensor]:
         """Return sum / denominators[name] for every name, in the dtype of the uploads."""
         assert self.layout is not None

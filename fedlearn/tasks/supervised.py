@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from ..contracts import ClientOracle, LocalPlan, Vec
 from ..data.store import ClientStore, as_store
-from ..errors import ConfigError, one_of
+from ..errors import ConfigError, DataError, one_of
 from ..models.check import check_model
-from ..oracles.autograd import Autograd
+from ..oracles.choose import Problem, choose
 from ..policies.local_work import batches
 from ..vectors import flatten, load, trainable
 
 TEST_BATCH = 1000
-ORACLES = ("auto", "autograd")
 
 
 def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
@@ -64,6 +63,9 @@ class SupervisedTask:
         self.loss = loss
         self.store = as_store(train)
         self.test = None if test is None else (torch.as_tensor(test[0]), torch.as_tensor(test[1]))
+        if self.test is not None and not 0 < len(self.test[0]) == len(self.test[1]):
+            raise DataError(f"test set: found {len(self.test[0])} features and {len(self.test[1])} labels; allowed: "
+                            "as many labels as features, at least one, or no test set at all.")
         self.dtype = dtype
         self.sizes: np.ndarray = self.store.sizes
         self.x0 = flatten(p for _, p in trainable(self.model))
@@ -78,10 +80,12 @@ class SupervisedTask:
         return self.x0.clone()
 
     def oracle(self, kind: str = "auto") -> ClientOracle:
-        """Return an oracle on a copy of the model, so that workers of one process do not meet."""
-        if kind not in ORACLES:
-            raise ConfigError("oracle", kind, one_of(ORACLES, kind))
-        return Autograd(deepcopy(self.model), self.criterion, self.store, self.prepare)
+        """Return an oracle on a copy of the model, so that workers of one process do not meet.
+
+        Raises:
+            ConfigError: for an unknown kind, and for one that does not fit, saying why.
+        """
+        return choose(kind, Problem(self.model, self.loss, self.criterion, self.store, self.prepare))
 
     def draws(self, client: int, rng: np.random.Generator, local: LocalPlan) -> Sequence[Any]:
         """Return K index tensors: slices of the client's shuffled samples."""
@@ -114,7 +118,7 @@ class SupervisedTask:
         was_training = self.model.training
         self.model.eval()
         total = hits = count = 0.0
-        classes = not self.test[1].is_floating_point()
+        classes = self.loss != "squared" and not self.test[1].is_floating_point()
         with torch.no_grad():
             for xs, ys in zip(self.test[0].split(TEST_BATCH), self.test[1].split(TEST_BATCH), strict=True):
                 out = self.model(self.prepare(xs))

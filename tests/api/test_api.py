@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 import fedlearn
 from fedlearn.checkpoint import load_model
 from fedlearn.errors import ConfigError, DataError, ModelError
+from fedlearn.policies.schedule import Cosine
 from fedlearn.tracking.run_folder import RunFolder
 from fedlearn.vectors import flatten
 
@@ -114,6 +115,7 @@ def test_trackers_hear_everything_in_order():
     ({"loss": "crossentropy"}, ConfigError, r"loss: found 'crossentropy'; .*did you mean cross_entropy"),
     ({"model": None}, ConfigError, r"task: found None; allowed: either task, or model and clients"),
     ({"task": blobs()}, ConfigError, r"allowed: either task, or model and clients"),
+    ({"test": (np.zeros((3, 4), "float32"), np.zeros(2, int))}, DataError, r"test set: found 3 features and 2 labels"),
     ({"oracle": "magic"}, ConfigError, r"oracle: found 'magic'; allowed: one of auto, autograd"),
     ({"reduce": "median"}, ConfigError, r"reduce: found 'median'"),
 ])
@@ -121,3 +123,43 @@ def test_what_cannot_be_run_is_said_in_one_line(given, kind, message):
     with pytest.raises(kind, match=message) as caught:
         train(**given)
     assert "\n" not in str(caught.value)
+
+
+def test_resume_refuses_another_experiment_and_names_what_differs(tmp_path):
+    run = {"folder": tmp_path / "run", "checkpoint_every": 2, "cohort": 2}
+    train(**run)
+    again = {**run, "resume": True}
+    for given, message in (({"algorithm": fedlearn.FedAvg(lr=0.1)}, r"algorithm: found .*lr=0.1.*allowed: .*lr=0.5"),
+                           ({"algorithm": fedlearn.FedAdam()}, r"algorithm: found 'FedAdam"),
+                           ({"seed": 1}, r"seed: found '1'; allowed: 0, as in the run"),
+                           ({"clients": CLIENTS[:2]}, r"task: found .*2 clients"),
+                           ({"rounds": 2}, r"rounds: found 2; allowed: >= 3, the rounds that are done")):
+        with pytest.raises(ConfigError, match=message):
+            train(**again, **given)
+    # Whoever needs to know the length of the run cannot change it on the way.
+    cosine = {"schedule": Cosine(), "folder": tmp_path / "cosine"}
+    train(**cosine)
+    with pytest.raises(ConfigError, match=r"rounds: found '5'; allowed: 3, as in the run"):
+        train(**cosine, rounds=5, resume=True)
+
+
+def test_the_callers_random_streams_and_threads_are_left_alone():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(1).item(), np.random.rand()
+    model = net()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    threads = torch.get_num_threads()
+    fedlearn.run(model=model, clients=CLIENTS, algorithm=fedlearn.FedAvg(), rounds=2, progress="none")
+    assert (torch.rand(1).item(), np.random.rand()) == expected and torch.get_num_threads() == threads
+
+
+def test_a_model_that_does_not_fit_the_test_data_is_named():
+    with pytest.raises(ModelError, match=r"the evaluation failed with RuntimeError: .*shapes.*; check that"):
+        train(test=(np.zeros((5, 7), "float32"), np.zeros(5, int)))
+
+
+def test_a_metric_that_does_not_exist():
+    with pytest.raises(ConfigError, match=r"metric: found 'test_acuracy'; .*did you mean test_accuracy"):
+        train(test=CLIENTS[0]).final("test_acuracy")

@@ -1,4 +1,4 @@
-"""What the tests of backends share: a Ray cluster, and a look at what a test leaves behind."""
+"""What the tests of backends share: a look at what a test leaves behind."""
 
 from __future__ import annotations
 
@@ -9,21 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from fedlearn.backends.ray_actors import QUIET
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """A cluster that tests join because the process is connected to it; its address."""
-    ray = pytest.importorskip("ray")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET.items():
-            patch.setenv(name, value)
-        context = ray.init(address="local", num_cpus=3, object_store_memory=100 * 2**20, include_dashboard=False,
-                           log_to_driver=False, logging_level="ERROR")
-    yield context.address_info["address"]
-    ray.shutdown()
 
 
 def children() -> set[int]:

@@ -76,9 +76,9 @@ def test_client_states_are_shared_and_pruned(tmp_path: Path) -> None:
     loop, workers = begin(experiment(Scaffold(), backend=Torchrun(workers=2)), states=tmp_path / "states")
     for r in range(2):
         loop.round(r)
-        workers.commit(loop.versions())
+        workers.commit(loop.states())
     assert len(list((tmp_path / "states").iterdir())) == 12
-    workers.commit(loop.versions(), [(0, 0)])
+    workers.commit(loop.states(), [(0, 0)])
     assert len(list((tmp_path / "states").iterdir())) == 7
     workers.close()
 

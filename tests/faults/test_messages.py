@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -81,6 +82,7 @@ def test_nan_from_a_client(capsys):
     (["algorithm.lr=-1"], ["algorithm.lr: found -1", "> 0"]),
     (["algorithm.lr=fast"], ["algorithm.lr: found 'fast'"]),
     (["task=fashion_mnist", "task.folder=nowhere"], ["nowhere", "dataset-fashion-mnist", "download"]),
+    (["model={_target_:torch.nn.Linear,in_features:64,out_features:x}"], ["model: ", "Linear", "out_features"]),
     (["model={_target_:mine.BatchNormNet}"], ["body.2", "BatchNorm1d", "GroupNorm"]),
 ])
 def test_one_line_for_what_cannot_run(capsys, overrides, parts):
@@ -103,6 +105,40 @@ def test_a_checkpoint_cut_short_is_reported_and_the_one_before_used(capsys, fold
         path.write_bytes(path.read_bytes()[:100])
     message = error(capsys, "resume", "latest")
     assert "round-00000002" in message and "bytes" in message
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(capsys, folder):
+    assert cli.main(["run", *QUICK, "rounds=3", "checkpoint.keep=1"]) == 0
+    capsys.readouterr()
+    run = RunFolder.open("latest", folder / "runs")
+    before = run.metrics()
+    for path in run.checkpoints.glob("round-*/state.json"):
+        path.write_bytes(path.read_bytes()[:20])
+    assert "round-00000003" in error(capsys, "resume", "latest", "rounds=5")
+    assert run.metrics() == before
+
+
+def test_a_run_that_somebody_works_on_is_left_alone(capsys, folder):
+    assert cli.main(["run", *QUICK, "checkpoint.every=0"]) == 0
+    capsys.readouterr()
+    run = RunFolder.open("latest", folder / "runs")
+    shutil.rmtree(run.checkpoints)
+    before = run.metrics(), run.config_text()
+    with run.claim():
+        assert "another process is working on this run" in error(capsys, "resume", "latest")
+    assert (run.metrics(), run.config_text()) == before
+
+
+@pytest.mark.parametrize("algorithm", ["fedbuff", "gradient_coding", "dsgd"])
+def test_runs_without_rounds_of_a_server_resume_too(capsys, algorithm):
+    run = ["run", f"algorithm={algorithm}", "clients=8", "cohort=null", "progress=none", "checkpoint.every=3",
+           "clock=lognormal"]
+    hashes = []
+    for commands in ([[*run, "rounds=6"]], [[*run, "rounds=3"], ["resume", "latest", "rounds=6"]]):
+        for command in commands:
+            assert cli.main(command) == 0
+        hashes.append(capsys.readouterr().out.rsplit("sha256 ", 1)[1].split()[0])
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.torchrun

@@ -26,8 +26,9 @@ MAY_IMPORT = {
     "config": ALL,
     "execute": ALL,
     "api": ALL | {"execute"},
-    "cli": ALL | {"execute", "api"},
-    **dict.fromkeys(["__init__", "__main__"], ALL | {"execute", "api", "cli"}),
+    "perform": ALL | {"execute"},
+    "cli": ALL | {"execute", "perform"},
+    **dict.fromkeys(["__init__", "__main__"], ALL | {"execute", "perform", "api", "cli"}),
 }
 CONCRETE = ("fedlearn.backends.inprocess", "fedlearn.backends.torchrun", "fedlearn.backends.ray")
 ONLY_IN = {

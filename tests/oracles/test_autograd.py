@@ -13,7 +13,7 @@ INDEX = torch.tensor([0, 3, 2])
 @pytest.fixture
 def bound():
     task = blobs(dtype=torch.float64)
-    oracle = task.oracle()
+    oracle = task.oracle("autograd")
     oracle.enter([3])
     oracle.at([INDEX])
     torch.manual_seed(1)
@@ -82,7 +82,7 @@ def test_losses_are_added_up_until_another_client_enters(bound):
 
 def test_two_oracles_of_one_task_do_not_meet():
     task = blobs()
-    one, two = task.oracle(), task.oracle()
+    one, two = task.oracle("autograd"), task.oracle("autograd")
     x = task.initial(0)
     for oracle, client in ((one, 0), (two, 1)):
         oracle.enter([client])
@@ -102,7 +102,7 @@ def test_a_task_moves_to_a_device_with_everything_that_its_oracles_need(device):
     x = here.initial(0)
     results = []
     for task in (here, there):
-        oracle = task.oracle()
+        oracle = task.oracle("autograd")
         oracle.enter([2])
         oracle.at([INDEX])
         start = task.initial(0)

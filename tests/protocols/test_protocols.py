@@ -1,5 +1,8 @@
 """Who talks when: each protocol against the one that it becomes in a limit, and across a restart."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,8 @@ from fedlearn.errors import ConfigError
 from fedlearn.pipeline.clip import Clip
 from fedlearn.policies.clock import Clock
 from fedlearn.policies.local_work import LocalWork
+from fedlearn.policies.sampling import CyclicSampling, FullParticipation
+from fedlearn.policies.schedule import Constant
 from fedlearn.policies.weighting import RatioWeighting, UniformWeighting
 from fedlearn.protocols.asynchronous import Asynchronous
 from fedlearn.protocols.coded import Coded
@@ -45,7 +50,7 @@ def test_a_run_repeats_and_continues_from_its_snapshot_to_the_same_bits(name, al
         loop.round(r)
     tensors, meta = loop.snapshot()
     tensors = {path: t.clone() for path, t in tensors.items()}
-    workers.commit(loop.versions())
+    workers.commit(loop.states())
     later, _ = begin(e, states=tmp_path)
     later.restore(tensors, meta)
     rest = [later.round(r) for r in range(3, 6)]
@@ -137,7 +142,59 @@ def test_a_pipeline_stage_bounds_what_the_server_sees():
     assert 0 < (moved[1] - start).norm() <= 0.01 * 1.0001
 
 
+@dataclass(frozen=True)
+class Remembering(FedBuff):
+    """FedBuff with a client state, and an upload that is averaged plainly."""
+
+    unweighted: ClassVar[frozenset[str]] = frozenset({"one"})
+
+    def client_init(self, x0):
+        return torch.zeros_like(x0)
+
+    def local_finish(self, y, b, c, info):
+        dx = y - b["x"] + 0.1 * c
+        return {"dx": dx, "one": torch.ones(1)}, c + dx
+
+    def server_update(self, s, mean, info):
+        assert mean["one"].item() == 1.0
+        return super().server_update(s, mean, info)
+
+
+@pytest.mark.parametrize("max_staleness", [None, 1, 0])
+def test_asynchronous_clients_keep_their_states_across_a_restart(max_staleness, tmp_path):
+    e = experiment(Remembering(lr=0.2, buffer=1, max_staleness=max_staleness), rounds=14, protocol=Asynchronous(),
+                   cohort=4, clock=Clock(spread=1.0))
+    whole, _ = play(e)
+    for stop in range(1, 14, 3):
+        folder = tmp_path / str(stop)
+        loop, workers = begin(e, states=folder)
+        for r in range(stop):
+            loop.round(r)
+        tensors, meta = loop.snapshot()
+        tensors = {path: t.clone() for path, t in tensors.items()}
+        workers.commit(loop.states())
+        workers.commit(loop.states(), [])
+        later, _ = begin(e, states=folder)
+        later.restore(tensors, meta)
+        for r in range(stop, 14):
+            later.round(r)
+        assert digest(later.model()) == digest(whole), stop
+
+
 @pytest.mark.parametrize(("algorithm", "choices", "message"), [
+    (DSGD(), {"protocol": Gossip(), "sampling": CyclicSampling()},
+     r"sampling: found 'cyclic'; allowed: uniform or full"),
+    (DSGD(), {"protocol": Gossip(), "reduce": "fast"}, r"reduce: found 'fast'; allowed: exact with protocol=gossip"),
+    (DSGD(), {"protocol": Gossip(), "stack": True}, r"stack: found True; allowed: "),
+    (DSGD(), {"protocol": Gossip(), "schedule": Constant(server=True)}, r"schedule.server: found True"),
+    (FedBuff(), {"protocol": Asynchronous(), "sampling": FullParticipation()},
+     r"sampling: found 'full'; allowed: uniform or proportional"),
+    (GradientCoding(replication=2), {"protocol": Coded(), "local": FULL, "sampling": CyclicSampling()},
+     r"sampling: found 'cyclic'; allowed: uniform or full with protocol=coded"),
+    (FedAvg(), {"rounds": "3"}, r"rounds: found '3'; allowed: a whole number"),
+    (FedAvg(), {"rounds": 2.0}, r"rounds: found 2.0; allowed: a whole number"),
+    (FedAvg(), {"seed": -1}, r"seed: found -1; allowed: a number >= 0"),
+    (FedAvg(), {"backend": "ray"}, r"backend: found 'ray'; allowed: an object with open"),
     (FedAvg(), {"cohort": 7}, r"cohort: found 7; allowed: 1 to 6, the number of clients"),
     (FedAvg(), {"cohort": 0}, r"cohort: found 0; allowed: 1 to 6"),
     (DSGD(), {}, r"protocol: found 'Synchronous'; allowed: protocol=gossip with algorithm DSGD"),

@@ -113,3 +113,19 @@ def test_layout_survives_json():
     layout = Layout.of({"b": torch.ones(2), "a": torch.ones(3, dtype=torch.float64)}, 0, 0)
     assert Layout.from_json([list(part) for part in layout.parts]) == layout
     assert [name for name, _, _ in layout.parts] == ["a", "b"]
+
+
+def test_thousands_of_float64_clients_are_summed_to_the_last_bit():
+    # The second limb would wrap around after 2^11 of these.
+    n, v = 5000, 0.1
+    whole = add_all(ExactSum(), [torch.tensor([v], dtype=torch.float64)] * n)
+    assert whole.mean({"dx": 1})["dx"].item() == float(n * Fraction(v))
+    parts = [add_all(ExactSum(), [torch.tensor([v], dtype=torch.float64)] * k) for k in (700, 4000, 300)]
+    for part in (whole, *parts):
+        part.carry()
+    total = ExactSum()
+    total.shape_as(whole.layout)
+    for part in parts:
+        total.buffer += part.buffer
+    total.carry()
+    assert torch.equal(total.buffer, whole.buffer)

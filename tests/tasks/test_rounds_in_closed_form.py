@@ -140,11 +140,11 @@ def test_scaffold_keeps_c_the_mean_of_the_clients(dials, option):
         report = loop.round(r)
         assert len({record.samples for record in report.records}) > 1 or len(report.records) == 1
         states = torch.zeros(7, task.x0.numel(), dtype=torch.float64)
-        for m, version in loop.versions().items():
+        for m, version in loop.states():
             states[m] = workers.worker.states.get(m, version)
         assert float(loop.server.c.norm()) > 0
         assert torch.allclose(states.mean(0), loop.server.c, rtol=0, atol=1e-13 * float(states.abs().max()))
-    assert len(loop.versions()) > 3
+    assert len(loop.states()) > 3
 
 
 @pytest.mark.parametrize("dials", KINDS, ids=lambda d: type(d).__name__)

@@ -1,0 +1,77 @@
+"""The machine that a number was measured on, and whether anything else ran there meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+
+
+def about() -> dict[str, Any]:
+    """Return processor, cores, memory, system and date."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = (PROC / "cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": model, "cores": cores, "memory_gib": round(memory, 1), "system": platform.platform(),
+            "python": platform.python_version(), "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
+
+
+def busy_cores(seconds: float = 0.1) -> float:
+    """Return how many cores were busy during a short wait (0 where the system does not say)."""
+    try:
+        before, began = _busy_ticks(), time.perf_counter()
+        time.sleep(seconds)
+        return (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - began)
+    except OSError:
+        return 0.0
+
+
+def _busy_ticks() -> int:
+    user, nice, system, _, _, irq, softirq, steal = map(int, (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9])
+    return user + nice + system + irq + softirq + steal
+
+
+def wait_until_idle(most_busy: float = 0.3, patience: float = 10.0) -> float:
+    """Wait until at most ``most_busy`` cores are busy, but no longer than ``patience`` seconds; return how many are."""
+    end = time.perf_counter() + patience
+    while (busy := busy_cores()) > most_busy and time.perf_counter() < end:
+        time.sleep(0.2)
+    return busy
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that it started, directly or not."""
+    found = [pid]
+    for parent in found:
+        for path in (PROC / str(parent) / "task").glob("*/children"):
+            try:
+                found += [int(child) for child in path.read_text().split()]
+            except OSError:  # it ended meanwhile
+                continue
+    return found
+
+
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Return (PSS, RSS) in MB (10^6 bytes), summed over a process and all that it started.
+
+    PSS counts a page that several processes share once; RSS counts it for each of them.
+    """
+    pss = rss = 0
+    for each in descendants(pid):
+        try:
+            lines = (PROC / str(each) / "smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        values = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+        pss += values.get("Pss", 0)
+        rss += values.get("Rss", 0)
+    return pss * 1024 / 1e6, rss * 1024 / 1e6
