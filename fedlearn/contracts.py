@@ -32,19 +32,15 @@ class Oracle(Protocol):
 
     def grad(self, x: Vec) -> Vec:
         """Return the gradient of the mini-batch loss at x."""
-        ...
 
     def value(self, x: Vec) -> Tensor:
         """Return the mini-batch loss at x."""
-        ...
 
     def hvp(self, x: Vec, v: Vec) -> Vec:
         """Return the Hessian of the mini-batch loss at x times v."""
-        ...
 
     def full_grad(self, x: Vec) -> Vec:
         """Return the gradient of the client's whole local objective at x."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +161,8 @@ class AsyncServerAlgorithm(ServerAlgorithm):
 class CodedAlgorithm(ServerAlgorithm):
     """A server that waits for the fastest machines and decodes from what they sent.
 
-    The upload of a machine must be *linear* in its data (a mean of gradients over it). The
-    protocol hands ``server_update`` the mean  sum_e w_e n_e upload_e / n  with the decoded weights.
+    A machine's upload must be *linear* in its data (a mean of gradients over it); the protocol hands
+    ``server_update`` the mean  sum_e w_e n_e upload_e / n  with the decoded weights w_e.
     """
 
     @abstractmethod
@@ -218,8 +214,8 @@ class PeerAlgorithm(ABC):
 class Stage(ABC):
     """A stage of the pipeline between a client and the server: both halves in one place.
 
-    Stages are applied in the order of the pipeline on the client, and undone in the opposite
-    order on the server, where only the mean of the uploads is seen.
+    Applied in the pipeline's order on the client, and undone in the opposite order on the server,
+    which sees only the mean of the uploads.
     """
 
     @abstractmethod
@@ -236,11 +232,9 @@ class LocalPlan(Protocol):
 
     def steps_for(self, samples: int) -> int:
         """Return K for a client with so many samples."""
-        ...
 
     def batch_for(self, samples: int) -> int:
         """Return the size of a full mini-batch for a client with so many samples."""
-        ...
 
 
 class ClientOracle(Oracle, Protocol):
@@ -256,29 +250,21 @@ class ClientOracle(Oracle, Protocol):
     @property
     def loss(self) -> Tensor:
         """The sum of the mini-batch losses, [clients]."""
-        ...
 
     def describe(self) -> str:
         """Say in one line what this oracle is, for the run's log."""
-        ...
 
     def room(self, batch: int) -> int:
-        """Prepare for stacks of mini-batches of at most ``batch`` samples; return the most clients of a stack.
-
-        Called before stacks enter, with the same number wherever the round is run: an oracle may pad to it.
-        """
-        ...
+        """Return the most clients of a stack, of mini-batches of at most ``batch`` samples: it may pad to that."""
 
     def enter(self, clients: Sequence[int], draws: Sequence[Sequence[Any]] | None = None) -> None:
         """Take over the data of one client, or of a stack of clients; resets ``loss``, ``calls``.
 
         ``draws`` are, where known, all draws that ``at`` will get, by client: an oracle may gather ahead.
         """
-        ...
 
     def at(self, draws: Sequence[Any]) -> None:
         """Set the current mini-batch: one draw per client still in the stack (a leading part)."""
-        ...
 
 
 class Task(Protocol):
@@ -291,16 +277,12 @@ class Task(Protocol):
 
     def initial(self, seed: int) -> Vec:
         """Return the initial model [P]."""
-        ...
 
     def oracle(self, kind: str = "auto") -> ClientOracle:
         """Return a new oracle of the asked kind, for one worker."""
-        ...
 
     def draws(self, client: int, rng: np.random.Generator, local: LocalPlan) -> Sequence[Any]:
         """Return the client's K mini-batch draws of one round, from its keyed generator."""
-        ...
 
     def evaluate(self, x: Vec) -> dict[str, float]:
         """Return the test metrics at the model x [P], e.g. ``{"loss": ..., "accuracy": ...}``."""
-        ...

@@ -25,6 +25,7 @@ from .tracking.progress import Progress
 from .tracking.run_folder import RunFolder
 from .vectors import digest, load
 from .work import Setup, Workers
+from .worker import oracle_for
 
 log = logging.getLogger("fedlearn")
 
@@ -81,7 +82,7 @@ def execute(experiment: Experiment, folder: RunFolder | None = None, trackers: S
             if workers.rank > 0:
                 final = workers.serve()
                 return _finished(e, final["x"], json.loads(final["metrics"].numpy().tobytes()), None)
-            log.info("%s", e.backend.describe())
+            log.info("work runs on %s; gradients by %s", e.backend.describe(), oracle_for(setup).describe())
             loop = e.protocol.start(e, workers)
             with Progress(progress, e.rounds, title) as bar:
                 everybody: list[Tracker] = [*trackers, bar]

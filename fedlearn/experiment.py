@@ -117,7 +117,7 @@ class Experiment:
         choices: dict[str, Any] = {
             "algorithm": self.algorithm, "protocol": self.protocol, "sampling": self.sampling, "local": self.local,
             "weighting": self.weighting, "schedule": self.schedule, "clock": self.clock, "seed": self.seed,
-            "cohort": self.clients_at_a_time, "reduce": self.reduce,
+            "cohort": self.clients_at_a_time, "reduce": self.reduce, "oracle": self.oracle, "stack": self.stack,
             **{f"pipeline.{name}": stage for name, stage in self.pipeline.items()}}
         # An object of the user's own may have no repr but its address.
         known = {key: repr(value) if is_dataclass(value) or isinstance(value, int | str) else type(value).__name__

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contracts import Msg, PeerAlgorithm, ServerAlgorithm, StepInfo, Tree
+from .contracts import ClientOracle, Msg, PeerAlgorithm, ServerAlgorithm, StepInfo, Tree
 from .data.store import DatasetStore
 from .errors import ClientError, ConfigError, FedlearnError
 from .seeds import generator, torch_seed
@@ -24,18 +24,28 @@ from .vectors import tree_map
 from .work import Record, Setup, Sum, Work, bytes_of
 
 
+def oracle_for(setup: Setup) -> ClientOracle:
+    """Return a new oracle as a setup asks for it.
+
+    Raises:
+        ConfigError: if it cannot be had, or cannot stack clients where that is asked for.
+    """
+    oracle = setup.task.oracle(setup.oracle)
+    if setup.stack and not oracle.stacks and setup.oracle == "auto":
+        oracle = setup.task.oracle("vmap")     # refused by a task without one
+    if setup.stack and not oracle.stacks:
+        raise ConfigError("stack", True, f"false with oracle {type(oracle).__name__}",
+                          "It works on one client at a time.")
+    return oracle
+
+
 class Worker:
     """Runs clients one after another, or stacked where the oracle can and ``stack`` is asked for."""
 
     def __init__(self, setup: Setup, through: bool = False) -> None:
         torch.set_num_threads(setup.threads)
         self.setup = setup
-        self.oracle = setup.task.oracle(setup.oracle)
-        if setup.stack and not self.oracle.stacks and setup.oracle == "auto":
-            self.oracle = setup.task.oracle("vmap")     # refused by a task without one
-        if setup.stack and not self.oracle.stacks:
-            raise ConfigError("stack", True, f"false with oracle {type(self.oracle).__name__}",
-                              "It works on one client at a time.")
+        self.oracle = oracle_for(setup)
         # The same for every worker, so that no stack shows who else is in it.
         self.largest = int(setup.task.sizes.max()) if setup.stack else 0
         self.states: States | None = None

@@ -92,7 +92,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="timed rounds instead of the workload's")
     parser.add_argument("--repeats", type=int, default=3, help="timed processes in W3 (3)")
     parser.add_argument("--block", type=int, default=1, help="consecutive rounds in a turn (1)")
-    parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for an idle machine (10)")
+    parser.add_argument("--patience", type=float, default=60.0,
+                        help="seconds that each race may wait for an idle machine (60)")
     parser.add_argument("--quick", action="store_true", help="toy data, one round: does it work at all?")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder (docs/results)")
     args = parser.parse_args()

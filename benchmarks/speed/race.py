@@ -13,7 +13,6 @@ import select
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.machine import descendants, memory_mb, wait_until_idle
+from benchmarks.speed.machine import Patience, descendants, memory_mb
 
 ROOT = Path(__file__).parents[2]
 Log = Callable[[dict[str, Any]], None]
@@ -141,16 +140,18 @@ def environment(contestant: Contestant) -> dict[str, str]:
 
 
 def race(contestants: Sequence[Contestant], folder: Path, rounds: int, warmup: int, scratch: Path, log: Log,
-         block: int = 1, patience: float = 10.0, timeout: float = 300.0) -> None:
+         block: int = 1, patience: float = 60.0, timeout: float = 300.0) -> None:
     """Run all contestants on a case, round by round in turns, and log every measurement.
 
-    A turn is ``block`` consecutive rounds. A contestant that fails is logged and left out from there on.
+    A turn is ``block`` consecutive rounds; ``patience`` is how many seconds in all may be spent on waiting for
+    an idle machine. A contestant that fails is logged and left out from there on.
     """
     racers: list[Racer] = []
+    calm = Patience(patience)
     try:
         for contestant in contestants:
             if not contestant.missing:
-                wait_until_idle(NOISY, patience)
+                calm.wait(NOISY)
                 racer = Racer(contestant, folder, scratch)
                 racers.append(racer)
                 with attempt(racers, racer, log):
@@ -163,7 +164,7 @@ def race(contestants: Sequence[Contestant], folder: Path, rounds: int, warmup: i
                 log({"kind": "skipped", "name": contestant.name, "reason": contestant.missing})
         for first in range(0, warmup + rounds, block):
             for racer in list(racers):
-                busy = wait_until_idle(NOISY, patience)
+                busy = calm.wait(NOISY)
                 with attempt(racers, racer, log):
                     for r in range(first, min(first + block, warmup + rounds)):
                         answer = racer.go(timeout)
@@ -193,19 +194,20 @@ def attempt(racers: list[Racer], racer: Racer, log: Log) -> Iterator[None]:
 
 
 def race_whole(contestants: Sequence[Contestant], folder: Path, repeats: int, scratch: Path, log: Log,
-               patience: float = 10.0, timeout: float = 300.0,
+               patience: float = 60.0, timeout: float = 300.0,
                read: Callable[[Contestant, Path, str], tuple[float, Path]] | None = None) -> None:
     """Time whole processes, from start to end, in turns.
 
     ``read`` returns the accuracy and the file of the final weights, from what a process printed.
     """
+    calm = Patience(patience)
     left = [c for c in contestants if not c.missing]
     for contestant in contestants:
         if contestant.missing:
             log({"kind": "skipped", "name": contestant.name, "reason": contestant.missing})
     for repeat in range(repeats + 1):  # the first is not timed: it fills the disk cache
         for contestant in list(left):
-            busy = wait_until_idle(NOISY, patience)
+            busy = calm.wait(NOISY)
             model = scratch / f"{''.join(c if c.isalnum() else '-' for c in contestant.name)}.npy"
             command = contestant.filled(folder, model)
             began = time.perf_counter()
@@ -232,5 +234,3 @@ def printed(contestant: Contestant, model: Path, output: str) -> tuple[float, Pa
     """Return the accuracy from the last line of the protocol."""
     return json.loads(output.strip().splitlines()[-1])["accuracy"], model
 
-
-PYTHON = sys.executable

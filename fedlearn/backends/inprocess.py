@@ -27,7 +27,7 @@ class InProcess:
 
     def describe(self) -> str:
         """Say where work runs."""
-        return "in this process"
+        return "one process"
 
 
 class InProcessWorkers:

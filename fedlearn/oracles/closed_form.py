@@ -2,6 +2,8 @@
 
 Inside, everything is [clients, P]; a client alone, [P], is a stack of one, so that its bits depend on
 nothing but itself. A stack shrinks: fewer draws than clients mean that a leading part still works.
+The last bits of a client in a stack may depend on how many others are in it: with ``stack=true`` these
+oracles are outside the promise that placement does not change the result.
 """
 
 from __future__ import annotations
