@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import WorkerError
+
 LARGE = 1 << 20  # bytes from which an array goes to a file of its own
 
 
@@ -26,9 +28,17 @@ def pack(thing: Any, folder: Path | None = None) -> bytes:
 
     Whoever unpacks maps these files into memory, copy on write: workers of one machine share one
     copy of what they only read.
+
+    Raises:
+        WorkerError: if something in it cannot be pickled, saying what.
     """
     file = io.BytesIO()
-    Packer(file, folder).dump(thing)
+    try:
+        Packer(file, folder).dump(thing)
+    except (pickle.PicklingError, TypeError, RuntimeError, AttributeError) as e:
+        raise WorkerError(f"this run cannot be sent to other processes ({type(e).__name__}: "
+                          f"{' '.join(str(e).split())}); use backend=inprocess, or leave out of the model, loss and "
+                          "data what cannot be pickled") from e
     return pickle.dumps((sys.path, file.getvalue()))
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
+import pytest
 import torch
 
 from fedlearn.backends.parcel import LARGE, pack, unpack
+from fedlearn.errors import WorkerError
 
 
 def test_large_arrays_lie_in_the_folder_and_small_ones_in_the_bytes(tmp_path: Path) -> None:
@@ -48,3 +51,10 @@ def test_functions_of_a_script_and_its_search_path_travel(monkeypatch) -> None:
 def test_without_a_folder_everything_is_in_the_bytes() -> None:
     large = torch.ones(LARGE // 4)
     assert torch.equal(unpack(pack(large)), large)
+
+
+def test_what_cannot_be_sent_is_said_in_one_line() -> None:
+    message = r"cannot be sent to other processes \(TypeError: .*lock.*inprocess"
+    with pytest.raises(WorkerError, match=message) as caught:
+        pack({"lock": Lock()})
+    assert "\n" not in str(caught.value)

@@ -61,7 +61,7 @@ def test_records_are_those_of_one_process() -> None:
 @joined
 def test_a_joined_cluster_is_left_running_without_its_actors() -> None:
     import ray
-    free = ray.available_resources()["CPU"]
+    free = ray.cluster_resources()["CPU"]
     _, workers = begin(experiment(FedAvg(), backend=RayActors(workers=2)))
     workers.close()
     workers.close()
