@@ -42,10 +42,10 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
         local: LocalWork | None = None, backend: Backend | None = None, protocol: RoundProtocol | None = None,
         sampling: Sampling | None = None, weighting: Weighting | None = None, schedule: Schedule | None = None,
         clock: Clock | None = None, pipeline: Mapping[str, Stage] | None = None, seed: int = 0,
-        reduce: str = "exact", oracle: str = "auto", stack: bool = False, dtype: torch.dtype = torch.float32,
-        evaluate_every: int = 1, checkpoint_every: int = 10, checkpoint_keep: int = 3,
-        folder: str | Path | None = None, resume: bool = False, trackers: Sequence[Tracker] = (),
-        progress: str = "auto") -> History:
+        reduce: str = "exact", oracle: str = "auto", precision: str = "float32", stack: bool = False,
+        dtype: torch.dtype = torch.float32, evaluate_every: int = 1, checkpoint_every: int = 10,
+        checkpoint_keep: int = 3, folder: str | Path | None = None, resume: bool = False,
+        trackers: Sequence[Tracker] = (), progress: str = "auto") -> History:
     """Train and return the history, with the model at its final weights.
 
     Give either ``task``, or ``model`` with ``clients`` (a list with one (features, labels) pair of
@@ -72,8 +72,8 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
         algorithm=algorithm, task=task, rounds=rounds, protocol=protocol, backend=backend or InProcess(),
         sampling=sampling or UniformSampling(), weighting=weighting, cohort=cohort, local=local,
         schedule=schedule or Constant(), clock=clock or Clock(), pipeline=pipeline or {}, seed=seed, reduce=reduce,
-        oracle=oracle, stack=stack, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every,
-        checkpoint_keep=checkpoint_keep)
+        oracle=oracle, precision=precision, stack=stack, evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every, checkpoint_keep=checkpoint_keep)
     kept = None if folder is None else RunFolder(Path(folder))
     if kept and kept.metrics() and not resume:
         raise ConfigError("folder", str(folder), "a new folder, or resume=True to continue the run in it")

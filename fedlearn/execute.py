@@ -7,7 +7,7 @@ import logging
 import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .checkpoint import Checkpoints, Snapshot, save_model
 from .errors import ConfigError, FedlearnError, ModelError, one_of
 from .experiment import Experiment, Loop, RoundReport
+from .profile import Profile
 from .tracking import Tracker
 from .tracking.progress import Progress
 from .tracking.run_folder import RunFolder
@@ -62,20 +63,20 @@ class History:
 
 def execute(experiment: Experiment, folder: RunFolder | None = None, trackers: Sequence[Tracker] = (),
             progress: str = "none", title: str = "", config: dict[str, Any] | None = None,
-            start: tuple[int, Snapshot] | None = None) -> History:
+            start: tuple[int, Snapshot] | None = None, profile: Profile | None = None) -> History:
     """Run an experiment to its last round and return its history.
 
     With a ``folder`` every round is recorded there and checkpoints are kept; ``start`` is what
-    ``checkpoint_of`` found there, to continue from. On a torchrun rank other than 0 this serves rank
-    0 and returns the same history.
+    ``checkpoint_of`` found there, to continue from; a ``profile`` measures the rounds. On a torchrun
+    rank other than 0 this serves rank 0 and returns the same history.
 
     Raises:
         FedlearnError: with one line that says what is wrong and what to do.
     """
     e = experiment
     setup = Setup(algorithm=e.algorithm, task=e.protocol.prepare(e), schedule=e.schedule, rounds=e.rounds,
-                  clock=e.clock, seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle, stack=e.stack,
-                  states=folder.states.resolve() if folder else None)
+                  clock=e.clock, seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle,
+                  precision=e.precision, stack=e.stack, states=folder.states.resolve() if folder else None)
     with _callers_own():
         workers = e.backend.open(setup)
         try:
@@ -86,7 +87,8 @@ def execute(experiment: Experiment, folder: RunFolder | None = None, trackers: S
             loop = e.protocol.start(e, workers)
             with Progress(progress, e.rounds, title) as bar:
                 everybody: list[Tracker] = [*trackers, bar]
-                lines = _rounds(e, loop, workers, folder, everybody, config or {}, start)
+                with profile.watch(e, loop, workers, everybody) if profile else nullcontext():
+                    lines = _rounds(e, loop, workers, folder, everybody, config or {}, start)
                 history = _finished(e, loop.model().clone(), lines, folder)
                 for tracker in everybody:
                     tracker.finished({"sha256": history.sha256, **lines[-1]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from .contracts import (
     Vec,
 )
 from .errors import ConfigError, in_range, one_of
+from .oracles.choose import PRECISIONS
 from .policies.clock import Clock
 from .policies.local_work import LocalWork
 from .policies.sampling import Sampling
@@ -86,6 +88,7 @@ class Experiment:
     seed: int = 0
     reduce: str = "exact"
     oracle: str = "auto"
+    precision: str = "float32"
     stack: bool = False
     evaluate_every: int = 1
     checkpoint_every: int = 10
@@ -103,6 +106,8 @@ class Experiment:
                 raise ConfigError(key, getattr(self, key), f"an object with {method}()")
         if self.reduce not in SUMS:
             raise ConfigError("reduce", self.reduce, one_of(SUMS, str(self.reduce)))
+        if self.precision not in PRECISIONS:
+            raise ConfigError("precision", self.precision, one_of(PRECISIONS, str(self.precision)))
         clients = len(self.task.sizes)
         if self.cohort is not None:
             in_range("cohort", self.cohort, whole=True)
@@ -114,10 +119,15 @@ class Experiment:
 
     def identity(self) -> dict[str, str]:
         """Return, by key, what the result depends on: a run may be resumed where all this is the same."""
+        return dict(self._identity)
+
+    @cached_property
+    def _identity(self) -> dict[str, str]:
         choices: dict[str, Any] = {
             "algorithm": self.algorithm, "protocol": self.protocol, "sampling": self.sampling, "local": self.local,
             "weighting": self.weighting, "schedule": self.schedule, "clock": self.clock, "seed": self.seed,
-            "cohort": self.clients_at_a_time, "reduce": self.reduce, "oracle": self.oracle, "stack": self.stack,
+            "cohort": self.clients_at_a_time, "reduce": self.reduce, "oracle": self.oracle,
+            "precision": self.precision, "stack": self.stack,
             **{f"pipeline.{name}": stage for name, stage in self.pipeline.items()}}
         # An object of the user's own may have no repr but its address.
         known = {key: repr(value) if is_dataclass(value) or isinstance(value, int | str) else type(value).__name__

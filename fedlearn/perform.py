@@ -22,6 +22,7 @@ def perform(cfg: Any, header: str = "", folder: RunFolder | None = None) -> tupl
     from .config.assemble import assemble, parts
     from .config.compose import to_dict, to_yaml
     from .execute import checkpoint_of, execute
+    from .profile import Profile
     from .tracking.run_folder import RunFolder
 
     made = parts(cfg)
@@ -40,7 +41,12 @@ def perform(cfg: Any, header: str = "", folder: RunFolder | None = None) -> tupl
         trackers = [part.tracker() for part in made.tracking.values()]
         if settings.progress != "none":
             _log_to_stderr(name)
-        return folder, execute(experiment, folder, trackers, settings.progress, name, to_dict(cfg), start)
+        profile = Profile() if settings.profile else None
+        history = execute(experiment, folder, trackers, settings.progress, name, to_dict(cfg), start, profile)
+        if profile:
+            profile.write(folder.path / "profile.json")
+            print(profile.table(), end="\n\n")
+        return folder, history
 
 
 def other_rank() -> bool:

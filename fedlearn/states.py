@@ -36,6 +36,7 @@ class States:
         self.memory = memory
         self.size = sum(t.numel() * t.element_size() for t in tree_flat(template).values())
         self.held: OrderedDict[int, dict[int, Tree]] = OrderedDict()
+        self.count = 0          # of the states in ``held``: counted here, or every ``put`` would cost O(clients)
         self.written: set[tuple[int, int]] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,7 @@ class States:
         # What is asked for was accepted, so nobody will ask for what came before it.
         for older in [v for v in versions if v < version]:
             del versions[older]
+            self.count -= 1
         return versions[version]
 
     def put(self, client: int, version: int, state: Tree) -> None:
@@ -60,10 +62,13 @@ class States:
         if self.through:
             self._write(client, version, state)
             return
-        self.held.setdefault(client, {})[version] = state
+        versions = self.held.setdefault(client, {})
+        self.count += version not in versions
+        versions[version] = state
         self.held.move_to_end(client)
-        if self.folder is not None and self.size * sum(map(len, self.held.values())) > self.memory:
+        if self.folder is not None and self.size * self.count > self.memory:
             client, versions = self.held.popitem(last=False)
+            self.count -= len(versions)
             for version, state in versions.items():
                 self._write(client, version, state)
 
@@ -80,6 +85,7 @@ class States:
             for version, state in versions.items():
                 if self.folder is not None and (client, version) not in self.written:
                     self._write(client, version, state)
+        self.count = sum(map(len, self.held.values()))
 
     def prune(self, keep: Iterable[tuple[int, int]]) -> None:
         """Delete the files of all versions but these (client, version) pairs."""

@@ -37,6 +37,7 @@ class Setup:
     pipeline: Mapping[str, Stage] = field(default_factory=dict)
     reduce: str = "exact"
     oracle: str = "auto"
+    precision: str = "float32"
     stack: bool = False
     states: Path | None = None
     threads: int = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from .states import States
 from .vectors import tree_map
 from .work import Record, Setup, Sum, Work, bytes_of
 
+AHEAD = 16  # clients whose draws are made at a time: one after another they find their code still in the cache
+
 
 def oracle_for(setup: Setup) -> ClientOracle:
     """Return a new oracle as a setup asks for it.
@@ -30,9 +33,13 @@ def oracle_for(setup: Setup) -> ClientOracle:
     Raises:
         ConfigError: if it cannot be had, or cannot stack clients where that is asked for.
     """
-    oracle = setup.task.oracle(setup.oracle)
+    low = {} if setup.precision == "float32" else {"precision": setup.precision}
+    if low and "precision" not in signature(setup.task.oracle).parameters:
+        raise ConfigError("precision", setup.precision, f"float32 with task {type(setup.task).__name__}",
+                          "Its oracles compute in the dtype of the model.")
+    oracle = setup.task.oracle(setup.oracle, **low)
     if setup.stack and not oracle.stacks and setup.oracle == "auto":
-        oracle = setup.task.oracle("vmap")     # refused by a task without one
+        oracle = setup.task.oracle("vmap", **low)     # refused by a task without one
     if setup.stack and not oracle.stacks:
         raise ConfigError("stack", True, f"false with oracle {type(oracle).__name__}",
                           "It works on one client at a time.")
@@ -74,8 +81,8 @@ class Worker:
         algorithm, states = self.setup.algorithm, self.states
         assert isinstance(algorithm, ServerAlgorithm) and states is not None
         weight = dict(zip(work.clients, work.weights, strict=True))
-        groups = self._stacks(work, clients) if self.setup.stack else ([client] for client in clients)
-        finished = (reply for group in groups for reply in self._stacked(work, group, not self.setup.stack))
+        finished = (reply for group, draws in self._groups(work, clients)
+                    for reply in self._stacked(work, group, draws, not self.setup.stack))
         for client, msg, state, steps, loss in finished:
             for stage in self.setup.pipeline.values():
                 msg = stage.encode(msg, client, work.round)
@@ -85,6 +92,17 @@ class Worker:
             yield client, msg, Record(client, int(self.setup.task.sizes[client]), steps, weight[client], loss,
                                       bytes_of(msg), stateful)
 
+    def _groups(self, work: Work, clients: Sequence[int]) -> Iterator[tuple[Sequence[int], list[Sequence[Any]]]]:
+        """Yield the clients that work together, each alone or in stacks, and their draws."""
+        if self.setup.stack:
+            for group in self._stacks(work, clients):
+                yield group, [self._draws(work, m) for m in group]
+            return
+        for i in range(0, len(clients), AHEAD):
+            some = clients[i:i + AHEAD]
+            for m, draws in zip(some, [self._draws(work, m) for m in some], strict=True):
+                yield [m], [draws]
+
     def _stacks(self, work: Work, clients: Sequence[int]) -> Iterator[Sequence[int]]:
         """Split clients into stacks for which there is room; those with equally many steps stay together."""
         sizes, local = self.setup.task.sizes, work.local
@@ -92,7 +110,7 @@ class Worker:
         ids = sorted(clients, key=lambda m: (-local.steps_for(int(sizes[m])), m))
         return (ids[i:i + room] for i in range(0, len(ids), room))
 
-    def _stacked(self, work: Work, clients: Sequence[int], alone: bool = False
+    def _stacked(self, work: Work, clients: Sequence[int], drawn: Sequence[Sequence[Any]], alone: bool = False
                  ) -> Iterator[tuple[int, Msg, Tree, int, float]]:
         """Yield (client, upload, new state, steps, mean loss) of one client, or of a stack of them.
 
@@ -101,7 +119,7 @@ class Worker:
         """
         setup, oracle, algorithm = self.setup, self.oracle, self.setup.algorithm
         assert isinstance(algorithm, ServerAlgorithm)
-        draws = {m: self._draws(work, m) for m in clients}
+        draws = dict(zip(clients, drawn, strict=True))
         ids = sorted(clients, key=lambda m: (-len(draws[m]), m))
         counts = [len(draws[m]) for m in ids]
         states = [self._state(work, m) for m in ids]

@@ -49,7 +49,8 @@ def experiment(algorithm: Any, rounds: int = 4, **choices: Any) -> Experiment:
 def setup_of(e: Experiment, **more: Any) -> Setup:
     """What the workers of an experiment are sent."""
     return Setup(algorithm=e.algorithm, task=e.protocol.prepare(e), schedule=e.schedule, rounds=e.rounds, clock=e.clock,
-                 seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle, stack=e.stack, **more)
+                 seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle, precision=e.precision,
+                 stack=e.stack, **more)
 
 
 def begin(e: Experiment, **more: Any) -> tuple[Loop, Workers]:

@@ -87,8 +87,8 @@ def assemble(made: Parts) -> Experiment:
         algorithm=made.algorithm, task=task, rounds=s.rounds, cohort=s.cohort, local=s.local,
         sampling=made.sampling, weighting=made.weighting, schedule=made.schedule, clock=made.clock,
         pipeline=made.pipeline, backend=made.backend, protocol=made.protocol, seed=s.seed, reduce=s.reduce,
-        oracle=s.oracle, stack=s.stack, evaluate_every=s.evaluate.every, checkpoint_every=s.checkpoint.every,
-        checkpoint_keep=s.checkpoint.keep)
+        oracle=s.oracle, precision=s.precision, stack=s.stack, evaluate_every=s.evaluate.every,
+        checkpoint_every=s.checkpoint.every, checkpoint_keep=s.checkpoint.keep)
 
 
 def task_of(made: Parts) -> Task:

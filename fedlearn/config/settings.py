@@ -10,6 +10,7 @@ from fedlearn.tracking.run_folder import LATEST, NAME
 
 REDUCE = ("exact", "fast")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("float32", "bf16")
 PROGRESS = ("auto", "bar", "plain", "none")
 
 
@@ -48,12 +49,14 @@ class RunSettings:
     local: LocalWork = field(default_factory=LocalWork)
     reduce: str = "exact"
     oracle: str = "auto"
+    precision: str = "float32"
     stack: bool = False
     dtype: str = "float32"
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     runs: str = "runs"
     progress: str = "auto"
+    profile: bool = False
 
     def __post_init__(self) -> None:
         in_range("seed", self.seed, least=0)
@@ -63,7 +66,7 @@ class RunSettings:
             if count is not None:
                 in_range(key, count, least=1)
         for key, word, words in (("reduce", self.reduce, REDUCE), ("dtype", self.dtype, DTYPES),
-                                 ("progress", self.progress, PROGRESS)):
+                                 ("precision", self.precision, PRECISIONS), ("progress", self.progress, PROGRESS)):
             if word not in words:
                 raise ConfigError(key, word, one_of(words, word))
         if self.name is not None and (not NAME.fullmatch(self.name) or self.name == LATEST):

@@ -20,12 +20,17 @@ FULL_BATCH = 1000   # samples at a time in a pass over a client's whole data
 
 
 class Autograd:
-    """One client at a time; ``store`` has ``sizes`` and ``batch(client, index)``."""
+    """One client at a time; ``store`` has ``sizes`` and ``batch(client, index)``.
+
+    With ``precision`` bf16 the net computes in bfloat16 where autocast thinks that safe; parameters and gradients
+    stay float32, and so does the loss.
+    """
 
     stacks = False
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], store: Any,
-                 prepare: Callable[[Tensor], Tensor]) -> None:
+                 prepare: Callable[[Tensor], Tensor], precision: str = "float32") -> None:
+        self.precision = precision
         self.model, self.criterion, self.store, self.prepare = model, loss, store, prepare
         self.parameters = [p for _, p in trainable(model)]
         self.shapes = [p.shape for p in self.parameters]
@@ -44,7 +49,8 @@ class Autograd:
 
     def describe(self) -> str:
         """Say what this oracle is, for the run's log."""
-        return f"autograd ({type(self.model).__name__}, {self.gradient.numel():,} parameters)"
+        low = ", bfloat16 with float32 weights" if self.precision == "bf16" else ""
+        return f"autograd ({type(self.model).__name__}, {self.gradient.numel():,} parameters{low})"
 
     def room(self, batch: int) -> int:
         """Return 1: it works on one client at a time."""
@@ -70,7 +76,7 @@ class Autograd:
     def grad(self, x: Vec) -> Vec:
         """Return the gradient at x [P]; the buffer is written again by the next call."""
         self._bind(x)
-        self.gradient.zero_()
+        self._clear()
         loss = self._loss(*self.batch)
         loss.backward()
         self.loss += loss.detach().to(self.loss)
@@ -97,14 +103,21 @@ class Autograd:
         n = int(self.store.sizes[self.client])
         total = torch.zeros_like(self.gradient)
         for index in torch.arange(n).split(FULL_BATCH):
-            self.gradient.zero_()
+            self._clear()
             xs, ys = self.store.batch(self.client, index)
             (self._loss(self.prepare(xs), ys.to(total.device)) * (len(index) / n)).backward()
             total += self.gradient
         return total
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.criterion(self.model(x), y)
+        if self.precision == "float32":     # of the parameters' own type, whatever it is
+            return self.criterion(self.model(x), y)
+        with torch.autocast(self.gradient.device.type, torch.bfloat16):
+            out = self.model(x)
+        return self.criterion(out.to(self.gradient.dtype), y)
+
+    def _clear(self) -> None:
+        self.gradient.zero_()
 
     def _bind(self, x: Vec) -> None:
         # The views keep the bound storage alive, so an equal address means the same memory.

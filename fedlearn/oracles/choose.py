@@ -18,6 +18,7 @@ from ..contracts import ClientOracle
 from ..errors import ConfigError, one_of
 from ..vectors import trainable
 from .autograd import Autograd
+from .convolution import Convolution, convolutions
 from .dense import Dense
 from .layers import DoesNotFit, dense_chain
 from .minibatch import Batches
@@ -30,6 +31,7 @@ class Problem:
     """What an oracle is made for: ``loss`` is a name or a callable, ``criterion`` the loss as a function.
 
     ``store`` has ``sizes`` and ``batch(client, index)``; ``prepare`` brings features to the model's device and dtype.
+    ``precision`` is float32 (the model's own dtype) or bf16 (bfloat16 products from float32 weights).
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class Problem:
     criterion: Callable[[Tensor, Tensor], Tensor]
     store: Any
     prepare: Callable[[Tensor], Tensor]
+    precision: str = "float32"
 
 
 def choose(kind: str, problem: Problem) -> ClientOracle:
@@ -45,6 +48,12 @@ def choose(kind: str, problem: Problem) -> ClientOracle:
     Raises:
         ConfigError: for an unknown kind, and for one that does not fit, saying why.
     """
+    if problem.precision not in PRECISIONS:
+        raise ConfigError("precision", problem.precision, one_of(PRECISIONS, problem.precision))
+    dtypes = {str(p.dtype).removeprefix("torch.") for _, p in trainable(problem.model)}
+    if problem.precision == "bf16" and dtypes != {"float32"}:
+        raise ConfigError("precision", "bf16", f"precision=float32 with dtype={'/'.join(sorted(dtypes))}",
+                          "bf16 goes with dtype=float32.")
     if kind != "auto" and kind not in KINDS:
         raise ConfigError("oracle", kind, one_of(["auto", *KINDS], kind))
     if kind != "auto":
@@ -52,9 +61,9 @@ def choose(kind: str, problem: Problem) -> ClientOracle:
             return KINDS[kind](problem)
         except DoesNotFit as why:
             raise ConfigError("oracle", kind, "auto or autograd for this task", f"It does not fit: {why}.") from why
-    for name in AUTO:
+    for make in AUTO:
         try:
-            return KINDS[name](problem)
+            return make(problem)
         except DoesNotFit:
             continue
     raise AssertionError("autograd fits every model")
@@ -62,7 +71,17 @@ def choose(kind: str, problem: Problem) -> ClientOracle:
 
 def autograd(problem: Problem) -> ClientOracle:
     """Return the autograd oracle."""
-    return Autograd(deepcopy(problem.model), problem.criterion, problem.store, problem.prepare)
+    return Autograd(deepcopy(problem.model), problem.criterion, problem.store, problem.prepare, problem.precision)
+
+
+def convolution(problem: Problem) -> ClientOracle:
+    """Return the convolution oracle for nets of Conv2d and other known layers.
+
+    Raises:
+        DoesNotFit: saying what of the model is not so.
+    """
+    convolutions(problem.model)
+    return Convolution(deepcopy(problem.model), problem.criterion, problem.store, problem.prepare, problem.precision)
 
 
 def dense(problem: Problem) -> ClientOracle:
@@ -71,6 +90,7 @@ def dense(problem: Problem) -> ClientOracle:
     Raises:
         DoesNotFit: saying what of the model, the loss or the data is not so.
     """
+    _own_precision(problem)
     layers, flat = dense_chain(problem.model)
     if not isinstance(problem.loss, str):
         raise DoesNotFit("its loss is a function of the user's; " + one_of(LOSSES) + " are known")
@@ -93,14 +113,33 @@ def dense(problem: Problem) -> ClientOracle:
     return Dense(layers, loss, batches, sum(p.numel() for p in parameters))
 
 
+def pooled(problem: Problem) -> ClientOracle:
+    """Return the convolution oracle where it is the faster one: for nets without normalisation.
+
+    Raises:
+        DoesNotFit: if group normalisation, slow in channels_last, eats up what the convolutions gain.
+    """
+    if any(type(module) is nn.GroupNorm for module in problem.model.modules()):
+        raise DoesNotFit("with group normalisation it is no faster than autograd")
+    return convolution(problem)
+
+
 def vmapped(problem: Problem) -> ClientOracle:
     """Return the vmap oracle: it stacks any model that torch.func can differentiate.
 
     Raises:
         DoesNotFit: if it cannot, with torch's reason.
     """
+    _own_precision(problem)
     return Vmapped(deepcopy(problem.model), problem.criterion, problem.store, problem.prepare)
 
 
-KINDS: dict[str, Callable[[Problem], ClientOracle]] = {"autograd": autograd, "dense": dense, "vmap": vmapped}
-AUTO = ("dense", "autograd")    # the first that fits; put oracles for other nets (convolutions) before autograd
+def _own_precision(problem: Problem) -> None:
+    if problem.precision != "float32":
+        raise DoesNotFit(f"it computes in the model's own dtype, and precision={problem.precision} is asked for")
+
+
+KINDS: dict[str, Callable[[Problem], ClientOracle]] = {
+    "autograd": autograd, "dense": dense, "conv": convolution, "vmap": vmapped}
+AUTO = (dense, pooled, autograd)    # the first that fits
+PRECISIONS = ("float32", "bf16")

@@ -111,14 +111,14 @@ def _accumulate(into: Tensor, v: Tensor, weight: float) -> None:
     for a in range(0, n, CHUNK):
         b = min(a + CHUNK, n)
         # A power of two scales exactly: the product with the weight is the one rounding before this one.
-        scaled = v[a:b].to(torch.float64) * (weight * 2.0**SCALE)
+        scaled = v[a:b].to(torch.float64, copy=True).mul_(weight * 2.0**SCALE)
         if wide:
             whole = scaled.round()
-            into[a:b] += whole.to(torch.int64)
+            into[a:b].add_(whole.to(torch.int64))
             rest = scaled.sub_(whole).mul_(2.0**LOW)
-            into[n + a:n + b] += rest.round_().to(torch.int64)
+            into[n + a:n + b].add_(rest.round_().to(torch.int64))
         else:
-            into[a:b] += scaled.round_().to(torch.int64)
+            into[a:b].add_(scaled.round_().to(torch.int64))
 
 
 def _decode(limbs: Tensor) -> Tensor:

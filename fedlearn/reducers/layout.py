@@ -12,6 +12,7 @@ from ..contracts import Msg
 from ..errors import ClientError, NonFiniteUpdate
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Layout:
         parts = []
         for name in sorted(msg):
             v = msg[name]
-            dtype = str(v.dtype).removeprefix("torch.")
-            if dtype not in DTYPES or v.dim() != 1:
-                raise ClientError(client, round, f"upload {name!r} is {dtype} of shape {tuple(v.shape)}; "
+            dtype = NAMES.get(v.dtype)
+            if dtype is None or v.dim() != 1:
+                found = str(v.dtype).removeprefix("torch.")
+                raise ClientError(client, round, f"upload {name!r} is {found} of shape {tuple(v.shape)}; "
                                   "allowed: 1-D float32 or float64 vectors")
             parts.append((name, v.numel(), dtype))
         return cls(tuple(parts))

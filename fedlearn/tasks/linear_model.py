@@ -40,10 +40,13 @@ class LinearModelTask(SupervisedTask):
         self.link, self.l2 = link, l2
         self.p = shares(self.sizes)
 
-    def oracle(self, kind: str = "auto") -> ClientOracle:
+    def oracle(self, kind: str = "auto", precision: str = "float32") -> ClientOracle:
         """Return a closed-form oracle (auto; it stacks), or autograd on a copy of the model."""
         if kind not in ORACLES:
             raise ConfigError("oracle", kind, one_of(ORACLES, kind))
+        if precision != "float32":
+            raise ConfigError("precision", precision, f"float32 with task {type(self).__name__}",
+                              "Its closed forms compute in the dtype of the data.")
         if kind != "autograd":
             return LinearModelOracle(self.store, self.link, self.l2)
         model = deepcopy(self.model)

@@ -79,13 +79,15 @@ class SupervisedTask:
         """Return the weights that the model came with, [P]."""
         return self.x0.clone()
 
-    def oracle(self, kind: str = "auto") -> ClientOracle:
+    def oracle(self, kind: str = "auto", precision: str = "float32") -> ClientOracle:
         """Return an oracle on a copy of the model, so that workers of one process do not meet.
+
+        ``precision`` bf16 computes in bfloat16 from float32 weights; float32 means the model's own dtype.
 
         Raises:
             ConfigError: for an unknown kind, and for one that does not fit, saying why.
         """
-        return choose(kind, Problem(self.model, self.loss, self.criterion, self.store, self.prepare))
+        return choose(kind, Problem(self.model, self.loss, self.criterion, self.store, self.prepare, precision))
 
     def draws(self, client: int, rng: np.random.Generator, local: LocalPlan) -> Sequence[Any]:
         """Return K index tensors: slices of the client's shuffled samples."""

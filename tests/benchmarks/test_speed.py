@@ -78,6 +78,7 @@ def test_quick_is_the_same_kind_of_problem() -> None:
         assert (toy.task, toy.model[0], toy.whole) == ("digits", workload.model[0], workload.whole)
 
 
+@pytest.mark.slow
 def test_quick_race_from_end_to_end(tmp_path: Path) -> None:
     """``--quick`` writes the table, the picture and the raw lines; fedlearn ends where bare PyTorch does."""
     command = [sys.executable, "-m", "benchmarks.speed", "--quick", "--patience", "0", "--out", str(tmp_path / "out"),

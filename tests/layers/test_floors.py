@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "protocols": WORK | {"backends"},
     **dict.fromkeys(["states", "tracking", "checkpoint"], GROUND),
     "config": ALL,
-    "execute": ALL,
+    "profile": ALL,
+    "execute": ALL | {"profile"},
     "api": ALL | {"execute"},
-    "perform": ALL | {"execute"},
+    "perform": ALL | {"execute", "profile"},
     "cli": ALL | {"execute", "perform"},
     **dict.fromkeys(["__init__", "__main__"], ALL | {"execute", "perform", "api", "cli"}),
 }
