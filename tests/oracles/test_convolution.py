@@ -69,6 +69,7 @@ def test_every_answer_equals_autograds(name: str, loss: Any) -> None:
         assert far(ours.loss, plain.loss) < 1e-6 and torch.equal(x, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [FedAvg(lr=0.1), Scaffold(lr=0.05), Scaffold(lr=0.05, option="I"),
                                        FedProx(lr=0.1, mu=0.5), FedAdam(lr=0.05, server_lr=0.01)],
                          ids=lambda a: f"{type(a).__name__}{getattr(a, 'option', '')}")
