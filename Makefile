@@ -40,7 +40,7 @@ lint: $(STAMP) ## ruff and mypy
 equivalence: $(STAMP) ## print the table of final hashes over all backends
 	@$(BIN)/python -m benchmarks.equivalence
 
-bench: $(STAMP) ## time fedlearn and bare PyTorch, under five minutes; BENCH=... adds options
+bench: $(STAMP) ## time fedlearn and bare PyTorch, five to six minutes; BENCH=... adds options
 	@$(BIN)/python -m benchmarks.speed $(BENCH)
 
 bench-peers: $(STAMP) ## time pfl, Flower and FedLab too, each in an environment of its own, half an hour

@@ -48,7 +48,7 @@ def for_rounds(workload: Workload, peers: bool, everything: bool) -> list[Contes
     """Return the contestants of a workload that is timed round by round."""
     large = workload.model[0] == "cnn"
     chosen = [bare(), ours(), ours(oracle="autograd"), ours(workers="2")]
-    if large and "precision" in supported():
+    if everything and large and "precision" in supported():
         chosen += [ours(precision="bf16"), ours(workers="2", precision="bf16")]
     if everything or not large:
         chosen += [ours(algorithm=name) for name in ("scaffold", "fedprox", "fedadam")]
