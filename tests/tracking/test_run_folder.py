@@ -78,10 +78,11 @@ def test_a_run_is_found_by_its_path(root: Path) -> None:
 def test_a_run_that_is_not_one_lists_the_candidates(root: Path, asked: str, listed: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         RunFolder.open(asked, root)
+    said = str(error.value).replace(str(root), "ROOT")     # a temporary folder's random name may end in b
     for candidate in listed:
-        assert candidate in str(error.value)
-    assert ("b/" in str(error.value)) == ("b/" in listed[0])
-    assert "\n" not in str(error.value)
+        assert candidate in said
+    assert (" b/" in said) == listed[0].startswith("b/")
+    assert "\n" not in said
 
 
 def test_an_empty_root_says_so(tmp_path: Path) -> None:
