@@ -40,12 +40,13 @@ lint: $(STAMP) ## ruff and mypy
 equivalence: $(STAMP) ## print the table of final hashes over all backends
 	@$(BIN)/python -m benchmarks.equivalence
 
-bench: $(STAMP) ## time fedlearn and bare PyTorch, five to six minutes; BENCH=... adds options
+bench: $(STAMP) ## time fedlearn and bare PyTorch, under five minutes; BENCH=... adds options
 	@$(BIN)/python -m benchmarks.speed $(BENCH)
 
 bench-peers: $(STAMP) ## time pfl, Flower and FedLab too, each in an environment of its own, half an hour
 	@for peer in pfl flwr fedlab; do benchmarks/peers/setup.sh $$peer || echo "$$peer could not be installed"; done
-	@$(BIN)/python -m benchmarks.speed --peers --all W1L W1M W2 W3 population cohort sync $(BENCH)
+	@$(BIN)/python -m benchmarks.speed --peers --all --patience 60 \
+		W1L W1M W2 W3 population cohort sync profile $(BENCH)
 
 clean: ## remove caches and builds (keeps .venv and runs)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -27,7 +27,7 @@ _EXPORTS = {
     "GradientCoding": "algorithms.gradient_coding", "DSGD": "algorithms.dsgd",
     "SupervisedTask": "tasks.supervised", "Quadratic": "tasks.quadratic", "QuadraticTask": "tasks.quadratic",
     "LeastSquares": "tasks.least_squares", "Logistic": "tasks.logistic",
-    "ClientStore": "data.store",
+    "ClientStore": "data.store", "GeneratedStore": "data.generated",
     "LocalWork": "policies.local_work",
     "Clock": "policies.clock",
     "InProcess": "backends.inprocess", "Torchrun": "backends.torchrun", "RayActors": "backends.ray_actors",

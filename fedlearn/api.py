@@ -24,6 +24,7 @@ from .policies.local_work import LocalWork
 from .policies.sampling import Sampling, UniformSampling
 from .policies.schedule import Constant, Schedule
 from .policies.weighting import RatioWeighting, UniformWeighting, Weighting
+from .profile import Profile
 from .protocols.asynchronous import Asynchronous
 from .protocols.coded import Coded
 from .protocols.gossip import Gossip
@@ -42,16 +43,19 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
         local: LocalWork | None = None, backend: Backend | None = None, protocol: RoundProtocol | None = None,
         sampling: Sampling | None = None, weighting: Weighting | None = None, schedule: Schedule | None = None,
         clock: Clock | None = None, pipeline: Mapping[str, Stage] | None = None, seed: int = 0,
-        reduce: str = "exact", oracle: str = "auto", precision: str = "float32", stack: bool = False,
-        dtype: torch.dtype = torch.float32, evaluate_every: int = 1, checkpoint_every: int = 10,
-        checkpoint_keep: int = 3, folder: str | Path | None = None, resume: bool = False,
-        trackers: Sequence[Tracker] = (), progress: str = "auto") -> History:
+        reduce: str = "exact", oracle: str = "auto", precision: str = "float32", stack: bool | str = "auto",
+        state_memory: int = 512, dtype: torch.dtype = torch.float32, evaluate_every: int = 1,
+        evaluate_samples: int | None = None, evaluate_aside: bool = False, checkpoint_every: int = 10,
+        checkpoint_keep: int = 3,
+        folder: str | Path | None = None, resume: bool = False, trackers: Sequence[Tracker] = (),
+        progress: str = "auto", profile: bool = False) -> History:
     """Train and return the history, with the model at its final weights.
 
     Give either ``task``, or ``model`` with ``clients`` (a list with one (features, labels) pair of
     arrays or tensors, or one ``torch.utils.data.Dataset``, for each client) and optionally ``test``
     (features, labels). The other arguments are those of ``Experiment``; defaults are the command
-    line's. With ``folder`` the run is recorded there, and ``resume=True`` continues it.
+    line's. With ``folder`` the run is recorded there, and ``resume=True`` continues it. With ``profile=True``
+    the history's ``profile`` says where the rounds' time went: ``print(history.profile.table())``.
 
     Raises:
         ConfigError: if arguments are missing or cannot go together, naming them.
@@ -72,14 +76,16 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
         algorithm=algorithm, task=task, rounds=rounds, protocol=protocol, backend=backend or InProcess(),
         sampling=sampling or UniformSampling(), weighting=weighting, cohort=cohort, local=local,
         schedule=schedule or Constant(), clock=clock or Clock(), pipeline=pipeline or {}, seed=seed, reduce=reduce,
-        oracle=oracle, precision=precision, stack=stack, evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every, checkpoint_keep=checkpoint_keep)
+        oracle=oracle, precision=precision, stack=stack, state_memory=state_memory, evaluate_every=evaluate_every,
+        evaluate_samples=evaluate_samples, evaluate_aside=evaluate_aside, checkpoint_every=checkpoint_every,
+        checkpoint_keep=checkpoint_keep)
     kept = None if folder is None else RunFolder(Path(folder))
     if kept and kept.metrics() and not resume:
         raise ConfigError("folder", str(folder), "a new folder, or resume=True to continue the run in it")
     title = f"{type(algorithm).__name__} {experiment.backend.describe()}"
+    watch = Profile() if profile else None
     if kept is None:
-        return execute(experiment, None, trackers, progress, title)
+        return execute(experiment, None, trackers, progress, title, profile=watch)
     with kept.claim():
         start = checkpoint_of(experiment, kept) if resume else None
-        return execute(experiment, kept, trackers, progress, title, start=start)
+        return execute(experiment, kept, trackers, progress, title, start=start, profile=watch)

@@ -106,10 +106,13 @@ class ServerAlgorithm(ABC):
     No randomness, no ``.item()``, no data-dependent ``if`` in ``local_*``.
 
     ``unweighted`` names the uploads whose mean over the accepted clients is always the plain one,
-    whatever the weighting (a control variate's difference, say).
+    whatever the weighting (a control variate's difference, say). ``coordinatewise`` says that
+    ``server_update`` treats every coordinate by itself, so that it may be called for pieces of the model;
+    it is not inherited, since a subclass may do otherwise.
     """
 
     unweighted: ClassVar[frozenset[str]] = frozenset()
+    coordinatewise: ClassVar[bool] = False
 
     def server_init(self, x0: Vec) -> Tree:
         """Return the first server state for the initial model x0 [P]."""
@@ -132,8 +135,8 @@ class ServerAlgorithm(ABC):
         """Return y after one local step."""
 
     def local_finish(self, y: Tree, b: Msg, c: Tree, info: StepInfo) -> tuple[Msg, Tree]:
-        """Return the upload and the client's next persistent state."""
-        return {"dx": y - b["x"]}, c
+        """Return the upload and the client's next persistent state; ``y`` is not used again."""
+        return {"dx": y.sub_(b["x"])}, c
 
     @abstractmethod
     def server_update(self, s: Tree, mean: Msg, info: RoundInfo) -> Tree:
@@ -241,7 +244,9 @@ class ClientOracle(Oracle, Protocol):
     """An oracle as the worker drives it: first whose data, then which mini-batch.
 
     ``stacks`` says whether ``enter`` takes several clients at once. ``loss`` is the sum over the
-    ``calls`` of ``grad`` since ``enter`` of the mini-batch loss (for the metrics only).
+    ``calls`` of ``grad`` since ``enter`` of the mini-batch loss (for the metrics only). An oracle may
+    have ``expect(clients, draws)``, to gather ahead for clients that will be entered one by one, and
+    ``pays_to_stack(batch)``, which says whether stacks are quicker.
     """
 
     stacks: bool
@@ -270,7 +275,10 @@ class ClientOracle(Oracle, Protocol):
 class Task(Protocol):
     """A model, the clients' data, a loss and an evaluation: the problem that is solved.
 
-    ``sizes`` is int64 [clients], the samples of each client.
+    ``sizes`` is int64 [clients], the samples of each client. A task may also have
+    ``evaluator(samples: int | None, rng: np.random.Generator) -> Task``: what evaluates on so many of its
+    test samples, drawn with ``rng`` (None: on all), and shares nothing that changes with the task, so that
+    it can do so in another thread. It refuses, with a ConfigError, what it cannot do.
     """
 
     sizes: np.ndarray
@@ -285,4 +293,7 @@ class Task(Protocol):
         """Return the client's K mini-batch draws of one round, from its keyed generator."""
 
     def evaluate(self, x: Vec) -> dict[str, float]:
-        """Return the test metrics at the model x [P], e.g. ``{"loss": ..., "accuracy": ...}``."""
+        """Return the test metrics at the model x [P], e.g. ``{"loss": ..., "accuracy": ...}``.
+
+        ``samples`` among them is the number of test samples that the others stand on.
+        """

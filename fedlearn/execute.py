@@ -6,9 +6,11 @@ import json
 import logging
 import random
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoints, Snapshot, save_model
-from .errors import ConfigError, FedlearnError, ModelError, one_of
+from .errors import ConfigError, one_of
+from .evaluation import Evaluation, Measured
 from .experiment import Experiment, Loop, RoundReport
 from .profile import Profile
 from .tracking import Tracker
@@ -26,9 +29,11 @@ from .tracking.progress import Progress
 from .tracking.run_folder import RunFolder
 from .vectors import digest, load
 from .work import Setup, Workers
-from .worker import oracle_for
+from .worker import oracle_for, pays_to_stack
 
 log = logging.getLogger("fedlearn")
+
+TIDY = 10   # rounds after which a run without checkpoints lets go of client states that nobody needs
 
 
 @dataclass
@@ -37,13 +42,15 @@ class History:
 
     ``metrics`` is the list of the lines of metrics.jsonl; ``x`` the final model as a vector [P] and
     ``sha256`` its digest; ``model`` the module with these weights where the task has one;
-    ``folder`` the run's folder, if it has one.
+    ``folder`` the run's folder, if it has one, and ``profile`` where the time of the rounds went, if that
+    was asked for.
     """
 
     metrics: list[dict[str, Any]]
     x: Tensor
     model: nn.Module | None = None
     folder: Path | None = None
+    profile: Profile | None = None
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,29 +74,36 @@ def execute(experiment: Experiment, folder: RunFolder | None = None, trackers: S
     """Run an experiment to its last round and return its history.
 
     With a ``folder`` every round is recorded there and checkpoints are kept; ``start`` is what
-    ``checkpoint_of`` found there, to continue from; a ``profile`` measures the rounds. On a torchrun
-    rank other than 0 this serves rank 0 and returns the same history.
+    ``checkpoint_of`` found there, to continue from; a ``profile`` measures the rounds, and is written to
+    the folder, too. On a torchrun rank other than 0 this serves rank 0 and returns the same history,
+    without a profile.
 
     Raises:
         FedlearnError: with one line that says what is wrong and what to do.
     """
     e = experiment
-    setup = Setup(algorithm=e.algorithm, task=e.protocol.prepare(e), schedule=e.schedule, rounds=e.rounds,
-                  clock=e.clock, seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle,
-                  precision=e.precision, stack=e.stack, states=folder.states.resolve() if folder else None)
+    setup = setup_of(e, folder.states.resolve() if folder else None)
     with _callers_own():
         workers = e.backend.open(setup)
         try:
             if workers.rank > 0:
                 final = workers.serve()
                 return _finished(e, final["x"], json.loads(final["metrics"].numpy().tobytes()), None)
-            log.info("work runs on %s; gradients by %s", e.backend.describe(), oracle_for(setup).describe())
+            own = getattr(workers, "worker", None)      # its task may lie on another device than ours
+            oracle = own.oracle if own else oracle_for(setup)
+            log.info("work runs on %s; gradients by %s%s", e.backend.describe(), oracle.describe(),
+                     ", clients stacked" if setup.stack else "")
+            if e.evaluate_samples is not None:
+                log.info("evaluations stand on %d test samples, the last one on all of them", e.evaluate_samples)
             loop = e.protocol.start(e, workers)
             with Progress(progress, e.rounds, title) as bar:
                 everybody: list[Tracker] = [*trackers, bar]
                 with profile.watch(e, loop, workers, everybody) if profile else nullcontext():
                     lines = _rounds(e, loop, workers, folder, everybody, config or {}, start)
                 history = _finished(e, loop.model().clone(), lines, folder)
+                if profile and folder:
+                    profile.write(folder.path / "profile.json")
+                history.profile = profile
                 for tracker in everybody:
                     tracker.finished({"sha256": history.sha256, **lines[-1]})
             text = torch.frombuffer(bytearray(json.dumps(lines).encode()), dtype=torch.uint8)
@@ -97,6 +111,20 @@ def execute(experiment: Experiment, folder: RunFolder | None = None, trackers: S
             return history
         finally:
             workers.close()
+
+
+def setup_of(e: Experiment, states: Path | None = None) -> Setup:
+    """Return what the workers of an experiment are sent; they keep their clients' states in a folder.
+
+    Raises:
+        ConfigError: if the oracle cannot be had.
+    """
+    setup = Setup(algorithm=e.algorithm, task=e.protocol.prepare(e), schedule=e.schedule, rounds=e.rounds,
+                  clock=e.clock, seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle,
+                  precision=e.precision, stack=e.stack is True, states=states, state_memory=e.state_memory)
+    rounds = e.protocol.verb == "map_reduce" and e.clients_at_a_time > 1
+    asked = e.stack == "auto" and e.oracle != "graphs"      # which never stack, and fit the workers' device, not ours
+    return replace(setup, stack=True) if asked and rounds and pays_to_stack(setup, e.local) else setup
 
 
 def checkpoint_of(e: Experiment, folder: RunFolder) -> tuple[int, Snapshot] | None:
@@ -134,22 +162,72 @@ def _rounds(e: Experiment, loop: Loop, workers: Workers, folder: RunFolder | Non
         lines = folder.metrics()
     for tracker in trackers:
         tracker.started(folder.path if folder else None, config)
-    if not lines:
-        lines.append({"round": 0, **_evaluate(e, loop)})
-        _tell(lines[-1], None, folder, trackers)
-    for r in range(first, e.rounds):
-        report = loop.round(r)
-        done = r + 1
-        line = _line(done, report)
-        if done == e.rounds or (e.evaluate_every and done % e.evaluate_every == 0):
-            began = perf_counter()
-            line |= _evaluate(e, loop)
-            line["seconds"]["evaluate"] = perf_counter() - began
-        lines.append(line)
-        _tell(line, report, folder, trackers)
-        if checkpoints and (done == e.rounds or (e.checkpoint_every and done % e.checkpoint_every == 0)):
-            _checkpoint(e, done, loop, workers, checkpoints)
+    with closing(Evaluation(e)) as evaluation:
+        told = Lines(lines, evaluation, folder, trackers)
+        if not lines:
+            told.add({"round": 0, "seconds": {}}, None, evaluation.start(loop.model()))
+        for r in range(first, e.rounds):
+            try:
+                report = loop.round(r)
+            except BaseException:
+                told.tell_all()  # the rounds before are done
+                raise
+            done, evaluated = r + 1, None
+            last = done == e.rounds
+            if last or (e.evaluate_every and done % e.evaluate_every == 0):
+                told.tell_all()
+                evaluated = evaluation.start(loop.model(), final=last)
+            told.add(_line(done, report), report, evaluated)
+            if checkpoints and (last or (e.checkpoint_every and done % e.checkpoint_every == 0)):
+                told.tell_all()  # a checkpoint stands for rounds whose lines are on disk
+                _checkpoint(e, done, loop, workers, checkpoints)
+            elif not checkpoints and done % TIDY == 0:
+                workers.commit(loop.states(), [])   # states that others have replaced
     return lines
+
+
+class Lines:
+    """The lines of a run, told in the order of the rounds, each as soon as its evaluation is done.
+
+    While an evaluation goes on beside the rounds, its line and those of later rounds wait. A line's
+    seconds of ``evaluate`` are those that the rounds waited for, ``aside`` those beside them.
+    """
+
+    def __init__(self, told: list[dict[str, Any]], evaluation: Evaluation, folder: RunFolder | None,
+                 trackers: Sequence[Tracker]) -> None:
+        self.told, self.evaluation, self.folder, self.trackers = told, evaluation, folder, trackers
+        self.waiting: deque[tuple[dict[str, Any], RoundReport | None, Future[Measured] | None]] = deque()
+
+    def add(self, line: dict[str, Any], report: RoundReport | None, evaluated: Future[Measured] | None) -> None:
+        """Take a line, and tell what can be told."""
+        self.waiting.append((line, report, evaluated))
+        while self.waiting and ((head := self.waiting[0][2]) is None or head.done()):
+            self._tell_first()
+
+    def tell_all(self) -> None:
+        """Tell every line, waiting for the evaluation that goes on; raises what that raised."""
+        while self.waiting:
+            self._tell_first()
+
+    def _tell_first(self) -> None:
+        line, report, evaluated = self.waiting[0]
+        line["seconds"]["evaluate"] = 0.0
+        if evaluated is not None:
+            began = perf_counter()
+            measured = evaluated.result() if evaluated.done() else self.evaluation.wait(evaluated)
+            line |= measured.metrics
+            line["seconds"] |= ({"evaluate": perf_counter() - began, "aside": measured.seconds} if measured.aside
+                                else {"evaluate": measured.seconds})
+        self.waiting.popleft()
+        self.told.append(line)
+        if self.folder:
+            self.folder.append_metrics(line)
+            if report:
+                accepted = [record.client for record in report.records]
+                self.folder.append_ledger({"round": line["round"], "cohort": list(report.cohort),
+                                           "accepted": accepted, "sha256": report.digest})
+        for tracker in self.trackers:
+            tracker.round(line)
 
 
 def _checkpoint(e: Experiment, done: int, loop: Loop, workers: Workers, checkpoints: Checkpoints) -> None:
@@ -169,28 +247,6 @@ def _line(done: int, report: RoundReport) -> dict[str, Any]:
             "train_loss": sum(record.loss * record.steps for record in records) / max(steps, 1),
             "bytes_down": report.bytes_down, "bytes_up": report.bytes_up, "seconds": dict(report.seconds),
             "simulated_seconds": report.simulated, **report.extra}
-
-
-def _evaluate(e: Experiment, loop: Loop) -> dict[str, float]:
-    try:
-        return {f"test_{name}": value for name, value in e.task.evaluate(loop.model()).items()}
-    except FedlearnError:
-        raise
-    except Exception as error:
-        raise ModelError(f"the evaluation failed with {type(error).__name__}: {' '.join(str(error).split())}; check "
-                         "that the model's inputs and outputs, the loss and the test data fit together") from error
-
-
-def _tell(line: dict[str, Any], report: RoundReport | None, folder: RunFolder | None,
-          trackers: Sequence[Tracker]) -> None:
-    if folder:
-        folder.append_metrics(line)
-        if report:
-            accepted = [record.client for record in report.records]
-            folder.append_ledger({"round": line["round"], "cohort": list(report.cohort), "accepted": accepted,
-                                  "sha256": report.digest})
-    for tracker in trackers:
-        tracker.round(line)
 
 
 def _finished(e: Experiment, x: Tensor, lines: list[dict[str, Any]], folder: RunFolder | None) -> History:

@@ -25,6 +25,7 @@ from .policies.local_work import LocalWork
 from .policies.sampling import Sampling
 from .policies.schedule import Constant, Schedule
 from .policies.weighting import Weighting
+from .seeds import generator
 from .vectors import digest
 from .work import SUMS, Backend, Record, Workers
 
@@ -67,7 +68,9 @@ class Experiment:
     """The choices of a run.
 
     ``cohort`` is the number of clients that work at a time; None means all. ``evaluate_every`` and
-    ``checkpoint_every`` count rounds (0: only at the end).
+    ``checkpoint_every`` count rounds (0: only at the end). All evaluations but that of the last round stand
+    on ``evaluate_samples`` test samples (None: on all); with ``evaluate_aside`` the next round works meanwhile.
+    A worker keeps ``state_memory`` MB of client states in memory, the others are on disk.
 
     Raises:
         ConfigError: if two choices cannot go together, naming them.
@@ -89,8 +92,11 @@ class Experiment:
     reduce: str = "exact"
     oracle: str = "auto"
     precision: str = "float32"
-    stack: bool = False
+    stack: bool | str = "auto"
+    state_memory: int = 512
     evaluate_every: int = 1
+    evaluate_samples: int | None = None
+    evaluate_aside: bool = False
     checkpoint_every: int = 10
     checkpoint_keep: int = 3
 
@@ -98,14 +104,19 @@ class Experiment:
         in_range("rounds", self.rounds, least=1, whole=True)
         in_range("seed", self.seed, least=0, whole=True)
         in_range("evaluate.every", self.evaluate_every, least=0, whole=True)
+        if self.evaluate_samples is not None:
+            in_range("evaluate.samples", self.evaluate_samples, least=1, whole=True)
         in_range("checkpoint.every", self.checkpoint_every, least=0, whole=True)
         in_range("checkpoint.keep", self.checkpoint_keep, least=1, whole=True)
+        in_range("state_memory", self.state_memory, least=0, whole=True)
         for key, method in (("protocol", "start"), ("backend", "open"), ("sampling", "cohort"), ("schedule", "factor"),
                             ("weighting", "weights"), ("clock", "duration"), ("local", "steps_for")):
             if not callable(getattr(getattr(self, key), method, None)):
                 raise ConfigError(key, getattr(self, key), f"an object with {method}()")
         if self.reduce not in SUMS:
             raise ConfigError("reduce", self.reduce, one_of(SUMS, str(self.reduce)))
+        if self.stack not in (True, False, "auto"):
+            raise ConfigError("stack", self.stack, "auto, true or false")
         if self.precision not in PRECISIONS:
             raise ConfigError("precision", self.precision, one_of(PRECISIONS, str(self.precision)))
         clients = len(self.task.sizes)
@@ -116,6 +127,23 @@ class Experiment:
                               "Ask for fewer clients per round, or for more clients.")
         match(self.algorithm, self.protocol, self.backend)
         self.protocol.check(self)
+        self.evaluator()
+
+    def evaluator(self) -> Task:
+        """Return what evaluates every model but the last: the task, or what it gives for this.
+
+        Raises:
+            ConfigError: if the task cannot be evaluated on a sample, or not beside other work.
+        """
+        if self.evaluate_samples is None and not self.evaluate_aside:
+            return self.task
+        make, name = getattr(self.task, "evaluator", None), type(self.task).__name__
+        if make is None and self.evaluate_samples is not None:
+            raise ConfigError("evaluate.samples", self.evaluate_samples, f"null with task {name}",
+                              "It has no test set of which some samples could be taken.")
+        if make is None:
+            raise ConfigError("evaluate.aside", True, f"false with task {name}", "It has no method evaluator().")
+        return make(self.evaluate_samples, generator(self.seed, "evaluation"))
 
     def identity(self) -> dict[str, str]:
         """Return, by key, what the result depends on: a run may be resumed where all this is the same."""

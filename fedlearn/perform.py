@@ -44,7 +44,6 @@ def perform(cfg: Any, header: str = "", folder: RunFolder | None = None) -> tupl
         profile = Profile() if settings.profile else None
         history = execute(experiment, folder, trackers, settings.progress, name, to_dict(cfg), start, profile)
         if profile:
-            profile.write(folder.path / "profile.json")
             print(profile.table(), end="\n\n")
         return folder, history
 

@@ -26,7 +26,7 @@ SUMS: dict[str, type[Sum]] = {"exact": ExactSum, "fast": FastSum}
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a worker needs for a whole run; sent to it once."""
+    """All that a worker needs for a whole run; sent to it once. It keeps ``state_memory`` MB of client states."""
 
     algorithm: ServerAlgorithm | PeerAlgorithm
     task: Task
@@ -41,6 +41,7 @@ class Setup:
     stack: bool = False
     states: Path | None = None
     threads: int = 1
+    state_memory: int = 512
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,38 @@ matter which worker runs a client, when, or how often.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .contracts import ClientOracle, Msg, PeerAlgorithm, ServerAlgorithm, StepInfo, Tree
+from .contracts import ClientOracle, LocalPlan, Msg, PeerAlgorithm, ServerAlgorithm, StepInfo, Tree
 from .data.store import DatasetStore
 from .errors import ClientError, ConfigError, FedlearnError
+from .oracles.steady import steady
 from .seeds import generator, torch_seed
 from .states import States
 from .vectors import tree_map
 from .work import Record, Setup, Sum, Work, bytes_of
 
 AHEAD = 16  # clients whose draws are made at a time: one after another they find their code still in the cache
+
+
+class Done(NamedTuple):
+    """What one or more clients that finished together made of the work.
+
+    ``msg`` holds their uploads, [clients, P] each, valid until the next; ``states`` their new states, none where they
+    keep none; ``steps`` how many steps each took, ``losses`` its mean mini-batch loss.
+    """
+
+    clients: Sequence[int]
+    msg: Msg
+    states: Sequence[Tree]
+    steps: int
+    losses: Sequence[float]
 
 
 def oracle_for(setup: Setup) -> ClientOracle:
@@ -46,8 +61,19 @@ def oracle_for(setup: Setup) -> ClientOracle:
     return oracle
 
 
+def pays_to_stack(setup: Setup, local: LocalPlan) -> bool:
+    """Return whether stacks are quicker for this task and, tried out here, show no client who else is in them."""
+    oracle, sizes = oracle_for(setup), setup.task.sizes
+    batch = local.batch_for(int(sizes.max()))
+    if not oracle.stacks or not getattr(oracle, "pays_to_stack", lambda batch: False)(batch):
+        return False
+    with suppress(Exception):   # the run will meet it, and say of which client
+        return steady(oracle, sizes, setup.task.initial(setup.seed), batch)
+    return False
+
+
 class Worker:
-    """Runs clients one after another, or stacked where the oracle can and ``stack`` is asked for."""
+    """Runs clients one after another, or in stacks where the setup says so."""
 
     def __init__(self, setup: Setup, through: bool = False) -> None:
         torch.set_num_threads(setup.threads)
@@ -58,7 +84,7 @@ class Worker:
         self.states: States | None = None
         if isinstance(setup.algorithm, ServerAlgorithm):
             self.first = setup.algorithm.client_init(setup.task.initial(setup.seed))
-            self.states = States(self.first, setup.states, through)
+            self.states = States(self.first, setup.states, through, setup.state_memory * 2**20)
 
     def reduce(self, work: Work, clients: Sequence[int], into: Sum) -> list[Record]:
         """Run these clients of the work and add their weighted uploads to a sum.
@@ -70,98 +96,129 @@ class Worker:
         assert isinstance(algorithm, ServerAlgorithm)
         weight = dict(zip(work.clients, work.weights, strict=True))
         records = []
-        for client, msg, record in self.replies(work, clients):
-            weights = {name: 1.0 if name in algorithm.unweighted else weight[client] for name in msg}
-            into.add(msg, weights, client, work.round)
-            records.append(record)
+        for done in self._done(work, clients):
+            weights, ones = [weight[m] for m in done.clients], [1.0] * len(done.clients)
+            into.add_stack(done.msg, {name: ones if name in algorithm.unweighted else weights for name in done.msg},
+                           done.clients, work.round)
+            records += self._records(work, done, weights)
         return records
 
     def replies(self, work: Work, clients: Sequence[int]) -> Iterator[tuple[int, Msg, Record]]:
         """Yield (client, upload, record) of these clients; an upload is valid until the next."""
-        algorithm, states = self.setup.algorithm, self.states
-        assert isinstance(algorithm, ServerAlgorithm) and states is not None
         weight = dict(zip(work.clients, work.weights, strict=True))
-        finished = (reply for group, draws in self._groups(work, clients)
-                    for reply in self._stacked(work, group, draws, not self.setup.stack))
-        for client, msg, state, steps, loss in finished:
-            for stage in self.setup.pipeline.values():
-                msg = stage.encode(msg, client, work.round)
-            stateful = not (isinstance(state, tuple) and state == ())
-            if stateful:
-                states.put(client, work.key, state)
-            yield client, msg, Record(client, int(self.setup.task.sizes[client]), steps, weight[client], loss,
-                                      bytes_of(msg), stateful)
+        for done in self._done(work, clients):
+            records = self._records(work, done, [weight[m] for m in done.clients])
+            for i, record in enumerate(records):
+                yield record.client, {name: v[i] for name, v in done.msg.items()}, record
 
-    def _groups(self, work: Work, clients: Sequence[int]) -> Iterator[tuple[Sequence[int], list[Sequence[Any]]]]:
-        """Yield the clients that work together, each alone or in stacks, and their draws."""
-        if self.setup.stack:
-            for group in self._stacks(work, clients):
-                yield group, [self._draws(work, m) for m in group]
-            return
+    def _records(self, work: Work, done: Done, weights: Sequence[float]) -> list[Record]:
+        """Keep the clients' new states, and return what is known of their replies."""
+        assert self.states is not None
+        each, sizes = bytes_of(done.msg) // len(done.clients), self.setup.task.sizes
+        for client, state in zip(done.clients, done.states, strict=False):
+            self.states.put(client, work.key, state)
+        return [Record(client, int(sizes[client]), done.steps, weight, loss, each, bool(done.states))
+                for client, weight, loss in zip(done.clients, weights, done.losses, strict=True)]
+
+    def _done(self, work: Work, clients: Sequence[int]) -> Iterator[Done]:
+        """Yield what clients made of the work, as they send it: stages see one upload at a time."""
+        stages = self.setup.pipeline.values()
+        if expect := getattr(getattr(self.setup.task, "store", None), "expect", None):
+            expect(clients)     # the disk reads while the first of them train
+        for done in self._stacks(work, clients) if self.setup.stack else self._one_by_one(work, clients):
+            if not stages:
+                yield done
+                continue
+            for i, client in enumerate(done.clients):
+                msg: Msg = {name: v[i] for name, v in done.msg.items()}
+                for stage in stages:
+                    msg = stage.encode(msg, client, work.round)
+                yield Done([client], {name: v.unsqueeze(0) for name, v in msg.items()}, done.states[i:i + 1],
+                           done.steps, done.losses[i:i + 1])
+
+    def _one_by_one(self, work: Work, clients: Sequence[int]) -> Iterator[Done]:
+        """Yield what clients made of the work; tensors are [P]."""
         for i in range(0, len(clients), AHEAD):
             some = clients[i:i + AHEAD]
-            for m, draws in zip(some, [self._draws(work, m) for m in some], strict=True):
-                yield [m], [draws]
+            drawn = [self._draws(work, m) for m in some]
+            with suppress(Exception):   # it will be met again, by the client that it comes from
+                if hasattr(self.oracle, "expect"):
+                    self.oracle.expect(some, drawn)
+            for m, draws in zip(some, drawn, strict=True):
+                self._seed(work, m)
+                try:
+                    yield self._alone(work, m, draws)
+                except FedlearnError:
+                    raise
+                except Exception as e:
+                    raise _failed(m, work, e) from e
 
-    def _stacks(self, work: Work, clients: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Split clients into stacks for which there is room; those with equally many steps stay together."""
+    def _alone(self, work: Work, client: int, draws: Sequence[Any]) -> Done:
+        setup, oracle, algorithm, b = self.setup, self.oracle, self.setup.algorithm, work.broadcast
+        assert isinstance(algorithm, ServerAlgorithm)
+        c, steps, factor = self._state(work, client), len(draws), 1.0
+        oracle.enter([client], [draws])
+        y = algorithm.local_init(b, c)
+        for k, draw in enumerate(draws):
+            oracle.at([draw])
+            factor = setup.schedule.factor(work.round, setup.rounds, k)
+            y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor))
+        msg, state = algorithm.local_finish(y, b, c, StepInfo(work.round, steps, steps, factor))
+        return Done([client], {name: v.unsqueeze(0) for name, v in msg.items()}, [] if _stateless(state) else [state],
+                    steps, [float(oracle.loss[0]) / max(oracle.calls, 1)])
+
+    def _stacks(self, work: Work, clients: Sequence[int]) -> Iterator[Done]:
+        """Yield what clients made of the work, in stacks for which there is room; tensors are [clients, P]."""
         sizes, local = self.setup.task.sizes, work.local
         room = self.oracle.room(local.batch_for(self.largest))
-        ids = sorted(clients, key=lambda m: (-local.steps_for(int(sizes[m])), m))
-        return (ids[i:i + room] for i in range(0, len(ids), room))
+        # Those with equally many steps stay together.
+        order = sorted(clients, key=lambda m: (-local.steps_for(int(sizes[m])), m))
+        for i in range(0, len(order), room):
+            ids = order[i:i + room]
+            draws = {m: self._draws(work, m) for m in ids}
+            try:
+                yield from self._stacked(work, draws)
+            except FedlearnError:
+                raise
+            except Exception as e:
+                for m in sorted(ids):   # who of them was it?
+                    try:
+                        list(self._stacked(work, {m: draws[m]}))
+                    except Exception as own:
+                        raise _failed(m, work, own) from own
+                raise _failed(min(ids), work, e) from e
 
-    def _stacked(self, work: Work, clients: Sequence[int], drawn: Sequence[Sequence[Any]], alone: bool = False
-                 ) -> Iterator[tuple[int, Msg, Tree, int, float]]:
-        """Yield (client, upload, new state, steps, mean loss) of one client, or of a stack of them.
+    def _stacked(self, work: Work, draws: Mapping[int, Sequence[Any]]) -> Iterator[Done]:
+        """Yield what a stack of clients made of the work.
 
-        A stack is sorted by the number of steps and shrinks as clients finish, so that nobody is
-        stepped under a mask. Alone, tensors are [P]; in a stack [clients, P].
+        It is sorted by the number of steps and shrinks as clients finish, so that nobody is stepped under a mask.
         """
         setup, oracle, algorithm = self.setup, self.oracle, self.setup.algorithm
         assert isinstance(algorithm, ServerAlgorithm)
-        draws = dict(zip(clients, drawn, strict=True))
-        ids = sorted(clients, key=lambda m: (-len(draws[m]), m))
+        ids = sorted(draws, key=lambda m: (-len(draws[m]), m))
         counts = [len(draws[m]) for m in ids]
-        states = [self._state(work, m) for m in ids]
-        steps: int | Tensor
-        if alone:
-            self._seed(work, ids[0])
-            b, c, steps = work.broadcast, states[0], counts[0]
-        else:
-            b = {name: v.expand(len(ids), -1) for name, v in work.broadcast.items()}
-            c = tree_map(lambda *parts: torch.stack(parts), *states)
-            steps = torch.tensor(counts).unsqueeze(1)
-        try:
-            oracle.enter(ids, [draws[m] for m in ids])
-            y = algorithm.local_init(b, c)
-            k = 0
-            while ids:
-                while k < counts[-1]:
-                    oracle.at([draws[m][k] for m in ids])
-                    factor = setup.schedule.factor(work.round, setup.rounds, k)
-                    y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor))
-                    k += 1
-                # The clients at the end of the stack have done their last step.
-                left = sum(n > k for n in counts)
-                done = y, b, c, steps
-                if not alone:
-                    done = tree_map(lambda t, left=left: t[left:], (y, b, c, steps))
-                    y, b, c, steps = tree_map(lambda t, left=left: t[:left], (y, b, c, steps))
-                factor = setup.schedule.factor(work.round, setup.rounds, max(k - 1, 0))
-                msg, state = algorithm.local_finish(*done[:3], StepInfo(work.round, k, done[3], factor))
-                for i, m in enumerate(ids[left:]):
-                    loss = float(oracle.loss[left + i]) / max(oracle.calls, 1)
-                    if alone:
-                        yield m, msg, state, k, loss
-                    else:  # a kept view of one row would keep the whole stack
-                        kept = tree_map(lambda t, i=i: t[i].clone(), state)
-                        yield m, tree_map(lambda t, i=i: t[i], msg), kept, k, loss
-                ids, counts = ids[:left], counts[:left]
-        except FedlearnError:
-            raise
-        except Exception as e:
-            who = ids[0] if alone else min(ids)
-            raise ClientError(who, work.round, f"its local work failed with {type(e).__name__}: {e}") from e
+        b: Msg = {name: v.expand(len(ids), -1) for name, v in work.broadcast.items()}
+        c = tree_map(lambda *parts: torch.stack(parts), *(self._state(work, m) for m in ids))
+        steps = torch.tensor(counts).unsqueeze(1)
+        oracle.enter(ids, [draws[m] for m in ids])
+        y = algorithm.local_init(b, c)
+        k, factor = 0, 1.0
+        while ids:
+            while k < counts[-1]:
+                oracle.at([draws[m][k] for m in ids])
+                factor = setup.schedule.factor(work.round, setup.rounds, k)
+                y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor))
+                k += 1
+            # The clients at the end of the stack have done their last step.
+            left = sum(n > k for n in counts)
+            done_y, done_b, done_c, done = tree_map(lambda t, left=left: t[left:], (y, b, c, steps))
+            y, b, c, steps = tree_map(lambda t, left=left: t[:left], (y, b, c, steps))
+            msg, state = algorithm.local_finish(done_y, done_b, done_c, StepInfo(work.round, k, done, factor))
+            # A kept view of one row would keep the whole stack.
+            states = [] if _stateless(state) else [tree_map(lambda t, i=i: t[i].clone(), state)
+                                                   for i in range(len(ids) - left)]
+            yield Done(ids[left:], msg, states, k, (oracle.loss[left:len(ids)] / max(oracle.calls, 1)).tolist())
+            ids, counts = ids[:left], counts[:left]
 
     def peer(self, algorithm: PeerAlgorithm, work: Work, node: int, state: Tree) -> tuple[Tree, Record]:
         """Return a node's state after its local steps of a round, before it exchanges."""
@@ -197,3 +254,11 @@ class Worker:
         if isinstance(getattr(self.setup.task, "store", None), DatasetStore):
             random.seed(seed)
             np.random.seed(seed % 2**32)
+
+
+def _stateless(state: Tree) -> bool:
+    return isinstance(state, tuple) and state == ()
+
+
+def _failed(client: int, work: Work, e: Exception) -> ClientError:
+    return ClientError(client, work.round, f"its local work failed with {type(e).__name__}: {e}")

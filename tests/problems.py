@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from torch import nn
 
 from fedlearn.backends.inprocess import InProcess
+from fedlearn.execute import setup_of
 from fedlearn.experiment import Experiment, Loop, RoundReport
 from fedlearn.policies.sampling import UniformSampling
 from fedlearn.policies.weighting import RatioWeighting, UniformWeighting
 from fedlearn.protocols.synchronous import Synchronous
 from fedlearn.tasks.supervised import SupervisedTask
-from fedlearn.work import Setup, Workers
+from fedlearn.work import Workers
 
 SIZES = (7, 23, 12, 40, 5, 18)
 
@@ -46,16 +48,9 @@ def experiment(algorithm: Any, rounds: int = 4, **choices: Any) -> Experiment:
     return Experiment(algorithm=algorithm, rounds=rounds, **choices)
 
 
-def setup_of(e: Experiment, **more: Any) -> Setup:
-    """What the workers of an experiment are sent."""
-    return Setup(algorithm=e.algorithm, task=e.protocol.prepare(e), schedule=e.schedule, rounds=e.rounds, clock=e.clock,
-                 seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle, precision=e.precision,
-                 stack=e.stack, **more)
-
-
 def begin(e: Experiment, **more: Any) -> tuple[Loop, Workers]:
     """Open the workers and return the loop before its first round."""
-    workers = e.backend.open(setup_of(e, **more))
+    workers = e.backend.open(replace(setup_of(e), **more))
     return e.protocol.start(e, workers), workers
 
 

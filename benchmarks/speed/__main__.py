@@ -6,6 +6,7 @@ Examples::
     python -m benchmarks.speed --peers --all            with every peer that is set up, all algorithms
     python -m benchmarks.speed W2 --also "precision=bf16" --also "workers=2 precision=bf16"
     python -m benchmarks.speed population cohort sync   how a round's time grows
+    python -m benchmarks.speed profile                  where it goes
     python -m benchmarks.speed --quick --out /tmp/toy   a smoke test on toy data
 """
 
@@ -31,7 +32,7 @@ from benchmarks.speed.race import ROOT, Contestant, race, race_whole
 from benchmarks.speed.workloads import WORKLOADS, Workload, prepare, quick
 from fedlearn.errors import FedlearnError
 
-STUDIES = ("population", "cohort", "sync")
+STUDIES = ("population", "cohort", "sync", "profile")
 
 
 class Recorder:
@@ -85,15 +86,16 @@ def main() -> int:
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join([*WORKLOADS, *STUDIES])} (all workloads)")
     parser.add_argument("--peers", action="store_true", help="also pfl, FedLab and Flower, where set up")
     parser.add_argument("--all", action="store_true",
-                        help="also SCAFFOLD, FedProx, FedAdam on W2, torchrun in W3, bare PyTorch with 2 threads")
+                        help="also autograd, bf16, SCAFFOLD, FedProx, FedAdam on W2, torchrun in W3, bare PyTorch with "
+                             "2 threads")
     parser.add_argument("--also", action="append", default=[], metavar="CHOICES",
                         help="fedlearn with these choices, e.g. 'workers=2 algorithm=fedprox oracle=autograd'")
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="contestants by name; repeatable")
     parser.add_argument("--rounds", type=int, help="timed rounds instead of the workload's")
     parser.add_argument("--repeats", type=int, default=3, help="timed processes in W3 (3)")
     parser.add_argument("--block", type=int, default=1, help="consecutive rounds in a turn (1)")
-    parser.add_argument("--patience", type=float, default=60.0,
-                        help="seconds that each race may wait for an idle machine (60)")
+    parser.add_argument("--patience", type=float, default=15.0,
+                        help="seconds that each race may wait for an idle machine (15)")
     parser.add_argument("--quick", action="store_true", help="toy data, one round: does it work at all?")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder (docs/results)")
     args = parser.parse_args()
@@ -110,7 +112,7 @@ def main() -> int:
                 _workload(quick(WORKLOADS[name]) if args.quick else WORKLOADS[name], args, recorder, Path(scratch))
     print(report.write(args.out))
     print(f"written: {args.out / 'speed.md'}, speed.png, speed.jsonl", file=sys.stderr)
-    return 0 if any(r["kind"] == "round" for r in recorder.records) else 1
+    return 0 if any(r["kind"] in ("round", "profile") for r in recorder.records) else 1
 
 
 def _workload(workload: Workload, args: argparse.Namespace, recorder: Recorder, scratch: Path) -> None:
@@ -138,14 +140,15 @@ def _workload(workload: Workload, args: argparse.Namespace, recorder: Recorder, 
 
 
 def _study(name: str, args: argparse.Namespace, recorder: Recorder, scratch: Path) -> None:
-    rounds, warmup = (1, 1) if args.quick else (args.rounds or 20, 3)
+    rounds, warmup = (1, 1) if args.quick else (args.rounds or studies.ROUNDS.get(name, 20), 3)
     run: Callable[[list[Contestant], Path], None] = lambda chosen, folder: race(  # noqa: E731
         _only(chosen, args.only), folder, rounds, warmup, scratch, recorder, args.block, args.patience)
     if name == "population":
         recorder.race(name, "Round time against population",
-                      f"FedAvg in process, cohort {studies.COHORT}, {studies.SAMPLES} samples a client in a "
-                      f"memory-mapped store, MLP {studies.FEATURES}-64-{studies.CLASSES}, batch {studies.BATCH}; "
-                      "ratio to 1,000 clients.", "growth", "1,000 clients")
+                      f"FedAvg in process, cohort {studies.COHORT}, {studies.SAMPLES} samples a client, made when "
+                      "asked for, or read from a memory-mapped store, "
+                      f"MLP {studies.FEATURES}-64-{studies.CLASSES}, batch {studies.BATCH}; ratio to "
+                      f"{studies.of(1000)}.", "growth", studies.of(1000))
         run(studies.population(scratch, rounds + warmup, (100, 1000) if args.quick else studies.POPULATIONS), scratch)
         recorder.finish([])
     elif name == "cohort":
@@ -159,6 +162,13 @@ def _study(name: str, args: argparse.Namespace, recorder: Recorder, scratch: Pat
             run(studies.cohorts(sizes), prepare(workload))
         except FedlearnError as error:
             recorder({"kind": "skipped", "name": name, "reason": " ".join(str(error).split())})
+        recorder.finish([])
+    elif name == "profile":
+        recorder.race(name, "Where a round's time goes", "`fedlearn run ... profile=true` in one process, without "
+                      "evaluation and checkpoints.", "phases", "")
+        for workload, count in studies.PROFILED.items():
+            chosen = quick(WORKLOADS[workload]) if args.quick else replace(WORKLOADS[workload], rounds=count, warmup=0)
+            recorder(studies.profile(chosen, scratch))
         recorder.finish([])
     else:
         for parameters in (1000,) if args.quick else studies.SIZES:

@@ -19,10 +19,11 @@ CASE = ("{folder}", "{model}")
 
 
 def ours(**choices: str) -> Contestant:
-    """Return fedlearn with some choices: algorithm, workers, cohort, or any option of ``fedlearn.run``."""
+    """Return fedlearn with some choices: those of ``ours``, or any option of ``fedlearn.run``."""
     command = [sys.executable, "-m", "benchmarks.speed.ours", *CASE]
     for key, value in choices.items():
-        command += [f"--{key}", value] if key in ("algorithm", "workers", "cohort") else ["--option", f"{key}={value}"]
+        own = key in ("algorithm", "workers", "cohort", "generated")
+        command += [f"--{key}", value] if own else ["--option", f"{key}={value}"]
     words = {"workers": "torchrun {}", "algorithm": "{}"}
     name = ", ".join([MINE, *(words.get(key, key + "={}").format(value) for key, value in choices.items())])
     return Contestant(name, command, same=choices.get("algorithm", "fedavg") == "fedavg")
@@ -47,10 +48,11 @@ def peer(name: str, label: str, *options: str, ranks: int = 1, freeze: bool = Fa
 def for_rounds(workload: Workload, peers: bool, everything: bool) -> list[Contestant]:
     """Return the contestants of a workload that is timed round by round."""
     large = workload.model[0] == "cnn"
-    chosen = [bare(), ours(), ours(oracle="autograd"), ours(workers="2")]
+    chosen = [bare(), ours(), ours(workers="2")]
     if everything and large and "precision" in supported():
         chosen += [ours(precision="bf16"), ours(workers="2", precision="bf16")]
-    if everything or not large:
+    if everything or not large:  # a round of the large one takes seconds
+        chosen += [ours(oracle="autograd")]
         chosen += [ours(algorithm=name) for name in ("scaffold", "fedprox", "fedadam")]
     if everything:
         chosen += [bare(threads=2)]

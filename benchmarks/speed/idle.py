@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.speed.ours import Paced
 from benchmarks.speed.pace import Pace
@@ -18,6 +20,8 @@ from fedlearn.contracts import ServerAlgorithm, ServerState
 class Idle(ServerAlgorithm):
     """Averaging of clients that do nothing."""
 
+    coordinatewise: ClassVar[bool] = True
+
     def local_step(self, y: Any, b: Any, c: Any, oracle: Any, info: Any) -> Any:
         """Return y as it is; the oracle is never asked."""
         return y
@@ -25,6 +29,56 @@ class Idle(ServerAlgorithm):
     def server_update(self, s: Any, mean: Any, info: Any) -> Any:
         """Add the mean difference."""
         return ServerState(s.x + mean["dx"])
+
+
+class NoOracle:
+    """An oracle that is entered and never asked."""
+
+    stacks, calls = False, 0
+    loss = torch.zeros(1)
+
+    def describe(self) -> str:
+        """Say what it is."""
+        return "nothing"
+
+    def room(self, batch: int) -> int:
+        """Stacks are never made."""
+        return 1
+
+    def enter(self, clients: Sequence[int], draws: Any = None) -> None:
+        """Nobody has data."""
+
+    def at(self, draws: Sequence[Any]) -> None:
+        """There are no mini-batches."""
+
+
+@dataclass(frozen=True)
+class NoTask:
+    """A model of ``parameters`` and clients of one sample each, without data; it holds no vector [P] itself."""
+
+    parameters: int
+    clients: int = 2
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """One sample each."""
+        return np.ones(self.clients, dtype=np.int64)
+
+    def initial(self, seed: int) -> torch.Tensor:
+        """Return a vector that is not zero: zeros would take no memory."""
+        return torch.full((self.parameters,), 0.5)
+
+    def oracle(self, kind: str = "auto") -> NoOracle:
+        """Return an oracle that is never asked."""
+        return NoOracle()
+
+    def draws(self, client: int, rng: Any, local: Any) -> Sequence[Any]:
+        """Return one mini-batch of nothing."""
+        return [None]
+
+    def evaluate(self, x: torch.Tensor) -> dict[str, float]:
+        """There is nothing to evaluate on."""
+        return {}
 
 
 def main() -> None:
@@ -45,11 +99,8 @@ def main() -> None:
         from fedlearn.backends.torchrun import Torchrun
         backend = Torchrun(workers=args.workers, timeout=3600.0)
     torch.set_num_threads(1)
-    # P parameters with next to no data: two clients of one sample with one feature.
-    model, labels = nn.Linear(1, args.parameters // 2), torch.zeros(1, dtype=torch.int64)
-    fedlearn.run(algorithm=Idle(), model=model, clients=[(torch.zeros(1, 1), labels)] * 2, rounds=args.rounds,
-                 backend=backend, reduce=args.reduce, evaluate_every=0, checkpoint_every=0, progress="none",
-                 trackers=[Paced(pace)])
+    fedlearn.run(algorithm=Idle(), task=NoTask(args.parameters), rounds=args.rounds, backend=backend,
+                 reduce=args.reduce, evaluate_every=0, checkpoint_every=0, progress="none", trackers=[Paced(pace)])
     pace.final(0.0)
 
 

@@ -72,17 +72,20 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
-    """Return (PSS, RSS) in MB (10^6 bytes), summed over a process and all that it started.
+    """Return (memory, mapped) in MB (10^6 bytes), summed over a process and all that it started.
 
-    PSS counts a page that several processes share once; RSS counts it for each of them.
+    Memory is anonymous and shared memory, which only the processes' end gives back; mapped are pages of files,
+    libraries and data, which the system drops when it needs room. A page that n processes share counts as 1/n of
+    it for each (PSS). Where the system does not tell them apart all counts as memory.
     """
-    pss = rss = 0
+    memory = mapped = 0
     for each in descendants(pid):
         try:
             lines = (PROC / str(each) / "smaps_rollup").read_text().splitlines()
         except OSError:
             continue
         values = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
-        pss += values.get("Pss", 0)
-        rss += values.get("Rss", 0)
-    return pss * 1024 / 1e6, rss * 1024 / 1e6
+        files = values.get("Pss_File", 0)
+        memory += values.get("Pss", 0) - files
+        mapped += files
+    return memory * 1024 / 1e6, mapped * 1024 / 1e6

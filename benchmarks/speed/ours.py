@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.speed import studies
 from benchmarks.speed.case import Case, build
 from benchmarks.speed.pace import Pace
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--algorithm", default="fedavg")
     parser.add_argument("--workers", type=int, default=1, help="torchrun ranks; 1: in process")
     parser.add_argument("--cohort", type=int, help="instead of the case's")
+    parser.add_argument("--generated", type=int, metavar="CLIENTS", help="so many, made when asked for, not the case's")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of fedlearn.run")
     args = parser.parse_args()
     pace = Pace()
@@ -64,10 +66,12 @@ def main() -> None:
     model = build(case.about["model"], tuple(case.features.shape[1:]), case.about["classes"])
     load(model, torch.from_numpy(np.array(case.initial)))
     values = {key: {"true": True, "false": False}.get(value, value) for key, value in options.items()}
+    store: Any = studies.generated(args.generated) if args.generated else ClientStore.open(args.folder)
     history = fedlearn.run(
-        algorithm=made.algorithm, model=model, clients=ClientStore.open(args.folder), test=(case.test_x, case.test_y),
+        algorithm=made.algorithm, model=model, clients=store, test=(case.test_x, case.test_y),
         rounds=case.rounds, cohort=args.cohort or case.cohort, local=made.settings.local, backend=made.backend,
-        seed=case.about["seed"], evaluate_every=0, checkpoint_every=0, progress="none", trackers=[Paced(pace)],
+        seed=case.about["seed"], evaluate_every=0, evaluate_samples=1,  # all of them in the end
+        checkpoint_every=0, progress="none", trackers=[Paced(pace)],
         **values)
     np.save(args.model, history.x.numpy())
     pace.final(history.final("test_accuracy"))

@@ -106,8 +106,9 @@ class Racer:
             os.kill(self.process.pid, signal.SIGSTOP)
 
     def weigh(self) -> None:
-        """Note the memory that it takes, if it is the most so far."""
-        self.memory = max(self.memory, memory_mb(self.process.pid))
+        """Note the memory that it takes, and the files that it maps, where that is the most so far."""
+        memory, mapped = memory_mb(self.process.pid)
+        self.memory = max(self.memory[0], memory), max(self.memory[1], mapped)
 
     def why(self, what: str) -> str:
         """Return a reason with the last line that the process left."""
@@ -176,7 +177,7 @@ def race(contestants: Sequence[Contestant], folder: Path, rounds: int, warmup: i
             with attempt(racers, racer, log):
                 final = racer.go(timeout)
                 log({"kind": "final", "name": racer.contestant.name, "accuracy": final["accuracy"],
-                     "pss_mb": racer.memory[0], "rss_mb": racer.memory[1], "model": str(racer.model)})
+                     "memory_mb": racer.memory[0], "mapped_mb": racer.memory[1], "model": str(racer.model)})
     finally:
         for racer in racers:
             racer.close()

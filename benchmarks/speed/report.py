@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed import bars
 from benchmarks.speed.contestants import BARE, MINE
-from benchmarks.speed.summary import Row, ratio, rows
+from benchmarks.speed.summary import Row, number, ratio, rows
 
 Records = Sequence[Mapping[str, Any]]
 Cells = list[list[str]]
@@ -19,9 +20,10 @@ initial weights. Rounds take turns: round i of every contestant, then round i + 
 round without evaluation; the first rounds are not timed. *Ratio* is the median time over bare PyTorch's, with a 95 %
 bootstrap interval over rounds. *Difference* is the largest absolute difference of the final weights from bare
 PyTorch's; other algorithms than FedAvg end elsewhere. (Through ReLU and max pooling a difference in the last bit
-grows: on W2 from 1e-8 after one round to 1e-4 after the next, for every contestant.) *Memory* is the largest PSS
-(shared pages counted once) summed over all processes of the contestant, between rounds. *Start* is from the shell
-to the first round."""
+grows: on W2 from 1e-8 after one round to 1e-4 after the next, for every contestant.) *Memory* is the largest
+anonymous and shared memory of all processes of the contestant together, between rounds; *mapped* are the pages of
+files that they have in memory, libraries and data, which the system takes back when it needs room (pages that several
+processes share count once in both). *Start* is from the shell to the first round."""
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
@@ -41,12 +43,14 @@ def write(folder: Path) -> str:
     noisy = sum(r["noisy"] for r in timed)
     if noisy > 0.1 * len(timed):
         lines += [f"> **Not to be relied on**: {noisy} of {len(timed)} timed rounds were {QUIET}.", ""]
-    lines += [MEANING, ""]
+    lines += [MEANING, "", "## Bars", "", bars.MEANING, "", *markdown(bars.HEAD, bars.cells(races)), ""]
     drawn = []
     for race, mine in races.items():
         about = next(r for r in mine if r["kind"] == "race")
         lines += [f"## {about['title']}", "", about["about"], ""]
         table = rows(mine, about["reference"])
+        if about["table"] == "phases":
+            lines += [*markdown(*_phases(mine)), ""]
         if table:
             head, cells = TABLES[about["table"]](table, mine)
             lines += [*markdown(head, cells), ""]
@@ -84,11 +88,11 @@ def _machine(machine: Mapping[str, Any], records: Records) -> list[str]:
 
 
 def _rounds(table: Sequence[Row], records: Records) -> tuple[list[str], Cells]:
-    head = ["contestant", "ms/round", "quartiles", "ratio (95 %)", "accuracy", "difference", "memory MB", "start s",
-            "noisy"]
+    head = ["contestant", "ms/round", "quartiles", "ratio (95 %)", "accuracy", "difference", "memory MB", "mapped MB",
+            "start s", "noisy"]
     cells = [[row.name, number(1e3 * row.median), " to ".join(number(1e3 * q) for q in row.quartiles),
-              _ratio(row.ratio), _or(row.accuracy, "{:.4f}"), _or(row.difference, "{:.0e}"), _or(row.pss, "{:.0f}"),
-              _or(row.start, "{:.1f}"), f"{row.noisy}/{row.rounds}"] for row in table]
+              _ratio(row.ratio), _or(row.accuracy, "{:.4f}"), _or(row.difference, "{:.0e}"), _or(row.memory, "{:.0f}"),
+              _or(row.mapped, "{:.0f}"), _or(row.start, "{:.1f}"), f"{row.noisy}/{row.rounds}"] for row in table]
     return head, cells
 
 
@@ -100,10 +104,18 @@ def _whole(table: Sequence[Row], records: Records) -> tuple[list[str], Cells]:
 
 
 def _growth(table: Sequence[Row], records: Records) -> tuple[list[str], Cells]:
-    head = ["", "ms/round", "quartiles", "ratio (95 %)", "memory MB", "noisy"]
+    head = ["", "ms/round", "quartiles", "ratio (95 %)", "memory MB", "mapped MB", "start s", "noisy"]
     cells = [[row.name, number(1e3 * row.median), " to ".join(number(1e3 * q) for q in row.quartiles),
-              _ratio(row.ratio), _or(row.pss, "{:.0f}"), f"{row.noisy}/{row.rounds}"] for row in table]
+              _ratio(row.ratio), _or(row.memory, "{:.0f}"), _or(row.mapped, "{:.0f}"), _or(row.start, "{:.1f}"),
+              f"{row.noisy}/{row.rounds}"] for row in table]
     return head, cells
+
+
+def _phases(records: Records) -> tuple[list[str], Cells]:
+    """Return the shares of the profiled rounds by phase, a column for each workload."""
+    shares = {r["name"]: r["shares"] for r in records if r["kind"] == "profile"}
+    order = sorted({p for s in shares.values() for p in s}, key=lambda p: -max(s.get(p, 0) for s in shares.values()))
+    return ["phase", *shares], [[p, *(f"{s.get(p, 0):.1%}" for s in shares.values())] for p in order]
 
 
 TABLES = {"rounds": _rounds, "whole": _whole, "growth": _growth}
@@ -131,11 +143,6 @@ def _against_peers(records: Records) -> list[str]:
                    for other in dict.fromkeys([fastest, *(o for o in others if o.startswith("Flower"))])]
         lines.append(f"- {name}: {'; '.join(against)}")
     return [*lines, ""]
-
-
-def number(x: float) -> str:
-    """Return a number with three digits that count."""
-    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def _ratio(r: tuple[float, float, float] | None) -> str:

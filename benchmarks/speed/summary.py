@@ -13,7 +13,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one contestant in one race; times in seconds, memory in MB (10^6 bytes).
+    """What is known of one contestant in one race; times in seconds, memory (see ``machine.memory_mb``) in MB.
 
     ``ratio`` is its median time over the reference's, (estimate, low, high) with a 95 % bootstrap
     interval over rounds; ``difference`` the largest of its final weights from bare PyTorch's.
@@ -27,8 +27,8 @@ class Row:
     ratio: tuple[float, float, float] | None
     accuracy: float | None
     difference: float | None
-    pss: float | None
-    rss: float | None
+    memory: float | None
+    mapped: float | None
     start: float | None
 
 
@@ -50,7 +50,7 @@ def _row(name: str, times: Mapping[str, Mapping[int, float]], records: list[Mapp
     low, high = np.quantile(seconds, (0.25, 0.75))
     return Row(name, float(np.median(seconds)), (float(low), float(high)), len(seconds),
                sum(r["noisy"] for r in mine if r["kind"] == "round"), ratio(times[name], times.get(reference)),
-               final.get("accuracy"), final.get("difference"), final.get("pss_mb"), final.get("rss_mb"),
+               final.get("accuracy"), final.get("difference"), final.get("memory_mb"), final.get("mapped_mb"),
                ready.get("seconds"))
 
 
@@ -64,3 +64,8 @@ def ratio(mine: Mapping[int, float], theirs: Mapping[int, float] | None) -> tupl
     resampled = np.median(a[draws], axis=1) / np.median(b[draws], axis=1)
     low, high = np.quantile(resampled, (0.025, 0.975))
     return float(np.median(a) / np.median(b)), float(low), float(high)
+
+
+def number(x: float) -> str:
+    """Return a number with three digits that count."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"

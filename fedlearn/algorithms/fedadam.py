@@ -27,7 +27,7 @@ same algorithm differ in the one line of ``second_moment``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -53,6 +53,8 @@ class FedAdam(ServerAlgorithm):
     beta2: float = 0.99
     tau: float = 1e-3
     v0: float = 1e-6
+
+    coordinatewise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         in_range("algorithm.lr", self.lr, above=0)

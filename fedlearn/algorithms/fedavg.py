@@ -23,6 +23,7 @@ that sum to one is the weighted mean of the client models.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..contracts import Msg, Oracle, RoundInfo, ServerAlgorithm, ServerState, StepInfo, Tree, Vec
 from ..errors import in_range
@@ -34,6 +35,8 @@ class FedAvg(ServerAlgorithm):
 
     lr: float = 0.1
     server_lr: float = 1.0
+
+    coordinatewise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         in_range("algorithm.lr", self.lr, above=0)

@@ -23,6 +23,7 @@ the local plan.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..contracts import Msg, Oracle, RoundInfo, ServerAlgorithm, ServerState, StepInfo, Tree, Vec
 from ..errors import in_range
@@ -35,6 +36,8 @@ class FedProx(ServerAlgorithm):
     lr: float = 0.1
     mu: float = 0.01
     server_lr: float = 1.0
+
+    coordinatewise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         in_range("algorithm.lr", self.lr, above=0)

@@ -20,6 +20,7 @@ Deviations: where clients take different numbers of steps (local.epochs), each d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -33,6 +34,8 @@ class MinibatchSGD(ServerAlgorithm):
 
     lr: float = 0.1
     server_lr: float = 1.0
+
+    coordinatewise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         in_range("algorithm.lr", self.lr, above=0)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from .. import errors
 from ..errors import ClientError, ConfigError, FedlearnError, UpdateOverflow, WorkerError
 from ..reducers.exact import LIMIT, SCALE
 from ..reducers.layout import Layout
-from ..work import Record, Sum, Work
+from ..work import Record, Work
 
 
 def in_order(records: Iterable[Record], work: Work) -> list[Record]:
@@ -51,15 +49,6 @@ def check_bound(bounds: Sequence[float], shares: Sequence[Sequence[int]], work: 
                              f"{sum(bounds) / 2.0**SCALE:.3g}, out of range of the exact sum (allowed: "
                              f"{LIMIT / 2.0**SCALE:.3g}); lower the client step size, clip the updates, "
                              "or use reduce=fast")
-
-
-def merge(into: Sum, layout: Layout, buffer: np.ndarray, bound: float) -> None:
-    """Add a partial sum that came from another process; its buffer may be read-only."""
-    if into.layout is None:
-        into.shape_as(layout)
-    mine = into.buffer.numpy()
-    np.add(mine, buffer, out=mine)
-    into.bound += bound
 
 
 def encode(error: Exception, where: str) -> list:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..errors import WorkerError
 
+LONGEST = 38     # characters of a path in which Ray can still make its sockets
 LARGE = 1 << 20  # bytes from which an array goes to a file of its own
 
 
@@ -47,6 +49,15 @@ def unpack(parcel: bytes) -> Any:
     path, thing = pickle.loads(parcel)
     sys.path.extend(entry for entry in path if entry not in sys.path)
     return pickle.loads(thing)
+
+
+def short_folder() -> Path:
+    """Return a new private folder, with a path short enough for the sockets that Ray makes in it."""
+    folder = Path(tempfile.mkdtemp(prefix="fedlearn-"))
+    if len(str(folder)) > LONGEST:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="fedlearn-", dir="/tmp"))
+    return folder
 
 
 class Packer(cloudpickle.Pickler):

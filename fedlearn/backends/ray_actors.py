@@ -4,14 +4,16 @@ Each actor holds the setup and adds what its clients upload to a partial sum of 
 hands over at the end. An actor that dies takes its partial sum with it: another one replaces it, and
 all clients that it had in the round run again, so that nobody counts twice or is missed. Ray itself
 restarts and retries nothing.
+
+What a round broadcasts lies once in the shared memory of every host, and all actors there read it in place.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
+import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,21 +23,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..contracts import Msg, ServerAlgorithm
-from ..errors import ConfigError, WorkerError, in_range
-from ..reducers.layout import Layout
+from ..errors import ClientError, ConfigError, WorkerError, in_range
 from ..states import States
 from ..vectors import tree_flat
-from ..work import SUMS, Record, Reduced, Setup, Sum, Work
+from ..work import SUMS, Record, Reduced, Setup, Sum, Work, bytes_of
 from ..worker import Worker
-from .gather import agree, check_bound, encode, in_order, merge
-from .parcel import pack, unpack
-from .ray_turn import Seat, Turn, last_line
+from .gather import encode
+from .parcel import pack, short_folder, unpack
+from .ray_turn import AT_ONCE, PIECE, Seat, Turn, last_line
 
+SMALL = 1 << 16  # entries up to which a partial sum is handed over in one piece, with what is to be said of it
+NICENESS = "RAY_worker_niceness"
 # Ray nices its workers to 15 and counts users, unless it is told not to when its cluster starts.
-QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-LONGEST = 38  # characters of the path of a folder that Ray can still make its sockets in
+QUIET = {NICENESS: "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+PROMPT = {"free_objects_period_milliseconds": 0}  # Ray gathers freed objects for a second: gigabytes here
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class RayActors:
     to one already, and is then left running; otherwise one is started on this machine. ``chunk`` clients are handed out
     at a time; 0 chooses: many at first, one at a time at the end. An actor that gives no sign of
     life for ``timeout`` seconds is taken for dead; ``replacements`` may be made in a round.
+    ``niceness`` (0 to 19) is that of the actors' processes; None takes 0 on a cluster that is started
+    here, though Ray's own is 15, and a joined cluster as it is: there it cannot be set.
     """
 
     workers: int = 2
@@ -54,6 +60,7 @@ class RayActors:
     chunk: int = 0
     timeout: float = 60.0
     replacements: int = 3
+    niceness: int | None = None
 
     verbs: ClassVar[frozenset[str]] = frozenset({"map_reduce"})
 
@@ -63,12 +70,14 @@ class RayActors:
         in_range("backend.chunk", self.chunk, least=0)
         in_range("backend.timeout", self.timeout, above=0)
         in_range("backend.replacements", self.replacements, least=0)
+        if self.niceness is not None:
+            in_range("backend.niceness", self.niceness, least=0, most=19, whole=True)
 
     def open(self, setup: Setup) -> RayWorkers:
         """Start or join a cluster, and the actors on it.
 
         Raises:
-            ConfigError: if Ray is not installed.
+            ConfigError: if Ray is not installed, or the niceness of a cluster that runs already is to be set.
             WorkerError: if the cluster cannot be reached, or has no room for the actors.
         """
         _ray()
@@ -103,24 +112,32 @@ class Actor:
         # Threads of an actor each have torch's own setting.
         torch.set_num_threads(self.worker.setup.threads)
         if token != self.token:
+            self.token, self.work, self.sum = token, None, SUMS[self.worker.setup.reduce]()
+        if self.work is None:
             work, arrays = _ray().get(round[0])
-            # Ray's arrays are read-only, and torch cannot promise to leave them alone.
-            vectors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-            self.token, self.work = token, replace(work, broadcast=vectors)
-            self.sum = SUMS[self.worker.setup.reduce]()
-        assert self.work is not None
+            self.work = replace(work, broadcast={name: _in_place(array) for name, array in arrays.items()})
         try:
-            return self.worker.reduce(self.work, clients, self.sum)
+            records = self.worker.reduce(self.work, clients, self.sum)
+            for name, v in self.work.broadcast.items():
+                if v._version:
+                    raise ClientError(clients[0], self.work.round, f"its local work changed the broadcast {name!r}, "
+                                      "which all actors of a host share; let the algorithm's local_init clone it")
+            return records
         except Exception as e:
             return ["error", *encode(e, f"a Ray actor (process {os.getpid()})")]
 
-    def collect(self, token: str) -> tuple[Any, np.ndarray, float]:
-        """Hand over the partial sum of a round: (parts of its layout, buffer, bound)."""
+    def collect(self, token: str) -> tuple[Any, float, np.ndarray | None]:
+        """Return the parts of the layout and the bound of a round's partial sum, and all of it if it is small."""
+        assert token == self.token and self.sum.layout is not None
+        self.work = None
+        self.sum.carry()
+        small = self.sum.buffer.numel() <= SMALL
+        return self.sum.layout.parts, self.sum.bound, self.sum.buffer.numpy() if small else None
+
+    def piece(self, token: str, start: int, length: int) -> np.ndarray:
+        """Return so many entries of a round's partial sum, which stays here until the next round."""
         assert token == self.token
-        total, self.token = self.sum, ""
-        self.work, self.sum = None, SUMS[self.worker.setup.reduce]()
-        total.carry()
-        return total.layout and total.layout.parts, total.buffer.numpy(), total.bound
+        return self.sum.buffer[start:start + length].numpy()
 
 
 class RayWorkers:
@@ -130,7 +147,7 @@ class RayWorkers:
 
     def __init__(self, backend: RayActors, setup: Setup) -> None:
         self.backend, self.rounds, self.opened = backend, 0, True
-        self.folder = _folder()
+        self.folder = short_folder()
         self.seats: list[Seat] = []
         # Also when the caller forgets to close.
         self.clean = weakref.finalize(self, _clean, False, self.folder)
@@ -163,24 +180,14 @@ class RayWorkers:
         """
         if not self.opened:
             raise WorkerError("these Ray actors are closed; open the backend anew")
-        total = SUMS[self.setup.reduce]()
         if not work.clients:
-            return Reduced(total, [])
+            return Reduced(SUMS[self.setup.reduce](), [])
         self.rounds += 1
-        turn = Turn(_ray(), self, work, f"{work.key}/{self.rounds}")
         try:
-            parts = turn.run()
+            return Turn(_ray(), self, work, f"{work.key}/{self.rounds}").run()
         finally:
             for seat in self.seats:
-                seat.done, seat.records, seat.busy, seat.answer, seat.ping = [], [], [], None, None
-        shares = [clients for _, clients, *_ in parts]
-        layouts = [layout and Layout.from_json(layout) for layout, *_ in parts]
-        agree(layouts, shares, work)
-        check_bound([bound for *_, bound in parts], shares, work)
-        for layout, (_, _, _, buffer, bound) in zip(layouts, parts, strict=True):
-            if layout is not None:
-                merge(total, layout, buffer, bound)
-        return Reduced(total, in_order((r for _, _, records, *_ in parts for r in records), work))
+                seat.forget()
 
     def commit(self, states: Sequence[tuple[int, int]], keep: Sequence[tuple[int, int]] | None = None) -> None:
         """Given ``keep``, delete all client states but these and those; they are on disk already."""
@@ -224,14 +231,6 @@ class RayWorkers:
             raise WorkerError(f"a Ray actor died at its start: {last_line(e)}") from e
 
 
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="fedlearn-"))
-    if len(str(folder)) > LONGEST:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="fedlearn-", dir="/tmp"))
-    return folder
-
-
 def _clean(own: bool, folder: Path) -> None:
     if own:
         _ray().shutdown()
@@ -242,24 +241,34 @@ def _clean(own: bool, folder: Path) -> None:
         time.sleep(0.1)  # the last of Ray's processes may still be writing
 
 
+def _in_place(array: np.ndarray) -> Tensor:
+    """Return a read-only array as a tensor on the same memory; its ``_version`` tells of writes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing stops them
+        return torch.from_numpy(array)
+
+
 def _connect(backend: RayActors, setup: Setup, folder: Path) -> bool:
     """Connect to a cluster; return whether it was started here."""
     ray = _ray()
+    address = backend.address or os.environ.get("RAY_ADDRESS")
+    if backend.niceness is not None and (address or ray.is_initialized()):
+        raise ConfigError("backend.niceness", backend.niceness, "null with a cluster that runs already",
+                          f"Start that with {NICENESS}={backend.niceness} in the environment.")
     if ray.is_initialized():
         return False
-    address = backend.address or os.environ.get("RAY_ADDRESS")
-    before = {name: os.environ.get(name) for name in QUIET}
-    os.environ.update(QUIET)
+    settings = QUIET | {NICENESS: str(backend.niceness or 0)}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             return False
-        # Broadcast and partial sums of a few vectors per actor; Ray's own default is 30% of the memory.
-        model = setup.task.initial(setup.seed).numel() * 8
-        store = 128 * 2**20 + 6 * model * (backend.workers + 1)
+        # Broadcasts of two rounds and pieces of sums; Ray's own default is 30% of the memory.
+        store = 128 * 2**20 + 3 * _down(setup) + 8 * (2 * AT_ONCE * PIECE + backend.workers * SMALL)
         ray.init(address="local", num_cpus=backend.workers * backend.threads, object_store_memory=store,
                  include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-                 _temp_dir=str(folder / "ray"))
+                 _temp_dir=str(folder / "ray"), _system_config=PROMPT)
         return True
     except Exception as e:
         what = f"no Ray cluster at {address}" if address else "Ray did not start"
@@ -270,6 +279,12 @@ def _connect(backend: RayActors, setup: Setup, folder: Path) -> bool:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _down(setup: Setup) -> int:
+    """Return the bytes of a broadcast."""
+    assert isinstance(setup.algorithm, ServerAlgorithm)
+    return bytes_of(setup.algorithm.broadcast(setup.algorithm.server_init(setup.task.initial(setup.seed))))
 
 
 def _ray() -> Any:

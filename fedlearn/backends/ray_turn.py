@@ -1,5 +1,9 @@
 """A round on Ray actors: who is free takes the next clients; what a lost actor had runs again.
 
+When all clients are done the actors' partial sums are added up, piece by piece: neither the coordinator nor
+Ray's object store ever holds a partial sum beside the sum, unless it is small. An actor keeps its own until the next
+round, so that after a loss in the middle the adding up begins anew.
+
 Ray itself is handed in: it is imported in one place.
 """
 
@@ -7,13 +11,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..errors import WorkerError
-from ..work import Record, Setup, Work, cost
+from ..reducers.layout import Layout
+from ..work import SUMS, Record, Reduced, Setup, Work, cost
 from .balance import longest_first
-from .gather import decode, first
+from .gather import agree, check_bound, decode, first, in_order
+
+PIECE = 1 << 22  # entries of a partial sum that are fetched at a time
+AT_ONCE = 4      # pieces under way, whatever the number of actors
 
 
 @dataclass
@@ -27,6 +38,19 @@ class Seat:
     answer: Any = None   # the reference of the call under way
     ping: Any = None
     heard: float = 0.0   # when it last gave a sign of life
+    part: tuple[Layout, float] | None = None   # layout and bound of its partial sum
+    small: Any = None    # all of its partial sum, where that is small
+    added: int = 0       # entries of its partial sum that are in the sum
+
+    def forget(self) -> None:
+        """Be as at the start of a round."""
+        self.done, self.records, self.busy = [], [], []
+        self.keep()
+
+    def keep(self) -> None:
+        """Have its partial sum, of which nothing was added up yet."""
+        self.answer = self.ping = self.part = self.small = None
+        self.added = 0
 
 
 class Pool(Protocol):
@@ -42,7 +66,7 @@ class Pool(Protocol):
 
 
 class Turn:
-    """One round on the actors: hand out, collect, and run again what died."""
+    """One round on the actors: hand out, add up, and run again what died."""
 
     def __init__(self, ray: Any, pool: Pool, work: Work, token: str) -> None:
         self.ray, self.pool, self.work, self.token = ray, pool, work, token
@@ -50,22 +74,19 @@ class Turn:
         sizes = pool.setup.task.sizes
         self.costs = {m: cost(sizes, m, work.local) for m in work.clients}
         self.queue = deque(longest_first(self.costs))
-        arrays = {name: v.detach().cpu().numpy() for name, v in work.broadcast.items()}
-        self.round = self.ray.put((replace(work, broadcast={}), arrays))
-        self.parts: list[tuple] = []
+        self.round: Any = None    # the reference of the work: one copy on every host
+        self.total = SUMS[pool.setup.reduce]()
         self.failures: list[Exception] = []
         self.lost = 0
 
-    def run(self) -> list[tuple]:
-        """Return (layout, clients, records, buffer, bound) of all partial sums.
+    def run(self) -> Reduced:
+        """Return the sum of all uploads, and the records.
 
         Raises:
             FedlearnError: that of the earliest client, after all actors have come to rest.
         """
         while True:
-            for seat in self.seats:
-                if seat.answer is None:
-                    self._employ(seat)
+            self._assign()
             busy = {seat.answer: seat for seat in self.seats if seat.answer is not None}
             if not busy:
                 break
@@ -77,20 +98,63 @@ class Turn:
                     self._feel_pulse(seat)
         if self.failures:
             raise first(self.failures, self.work)
-        return self.parts
+        return Reduced(self.total, in_order((r for seat in self.seats for r in seat.records), self.work))
 
-    def _employ(self, seat: Seat) -> None:
-        """Give a free actor the next clients, or ask for its sum when there are none."""
-        seat.heard = time.monotonic()
+    def _assign(self) -> None:
+        """Give free actors the next clients; when all are done, ask for their sums."""
+        free = [seat for seat in self.seats if seat.answer is None]
         if self.failures:
             return
         if self.queue:
-            share = -(-len(self.queue) // (3 * len(self.seats)))
-            seat.busy = [self.queue.popleft() for _ in range(min(self.settings.chunk or share,
-                                                                 len(self.queue)))]
-            seat.answer = seat.actor.run.remote(self.token, [self.round], seat.busy)
-        elif seat.done:
-            seat.answer = seat.actor.collect.remote(self.token)
+            for seat in free:
+                self._employ(seat)
+        elif not any(seat.busy for seat in self.seats):
+            self.round = None    # what was broadcast is not needed any more
+            waiting = [seat for seat in self.seats if seat.done]
+            for seat in waiting:
+                if seat.answer is None and seat.part is None:
+                    self._ask(seat, seat.actor.collect.remote(self.token))
+            if all(seat.part for seat in waiting):
+                self._fetch(waiting)
+
+    def _ask(self, seat: Seat, answer: Any) -> None:
+        seat.heard, seat.answer = time.monotonic(), answer
+
+    def _employ(self, seat: Seat) -> None:
+        """Give a free actor the next clients."""
+        if not self.queue:
+            return
+        if self.round is None:
+            arrays = {name: v.detach().cpu().numpy() for name, v in self.work.broadcast.items()}
+            self.round = self.ray.put((replace(self.work, broadcast={}), arrays))
+        share = -(-len(self.queue) // (3 * len(self.seats)))
+        seat.busy = [self.queue.popleft() for _ in range(min(self.settings.chunk or share, len(self.queue)))]
+        self._ask(seat, seat.actor.run.remote(self.token, [self.round], seat.busy))
+
+    def _fetch(self, seats: Sequence[Seat]) -> None:
+        """Ask for the next pieces of partial sums whose layouts and bounds are all known."""
+        parts = [seat.part for seat in seats if seat.part]
+        if parts and self.total.layout is None:
+            layouts, bounds = zip(*parts, strict=True)
+            shares = [seat.done for seat in seats]
+            agree(layouts, shares, self.work)
+            check_bound(bounds, shares, self.work)
+            self.total.shape_as(layouts[0])
+            self.total.bound = sum(bounds)
+            for seat in seats:
+                if seat.small is not None:
+                    self._add(seat, seat.small)
+        under_way = sum(seat.answer is not None for seat in seats)
+        for seat in seats:
+            if seat.answer is None and seat.added < len(self.total.buffer) and under_way < AT_ONCE:
+                self._ask(seat, seat.actor.piece.remote(self.token, seat.added, PIECE))
+                under_way += 1
+
+    def _add(self, seat: Seat, piece: np.ndarray) -> None:
+        """Add a piece of a partial sum, straight from shared memory."""
+        into = self.total.buffer.numpy()[seat.added:seat.added + len(piece)]
+        np.add(into, piece, out=into)
+        seat.added += len(piece)
 
     def _hear(self, seat: Seat) -> None:
         """Take an actor's answer in."""
@@ -104,12 +168,14 @@ class Turn:
             self._lose(seat, last_line(e))
             return
         seat.answer = None
-        if not seat.busy:
-            layout, buffer, bound = answer
-            self.parts.append((layout, seat.done, seat.records, buffer, bound))
-            seat.done, seat.records = [], []
+        if isinstance(answer, np.ndarray):
+            self._add(seat, answer)
+        elif not seat.busy:
+            layout, bound, seat.small = answer
+            seat.part = Layout.from_json(layout), bound
         elif answer and answer[0] == "error":
             self.failures.append(decode(answer[1:]))
+            seat.busy = []
         else:
             seat.done += seat.busy
             seat.records += answer
@@ -121,9 +187,12 @@ class Turn:
         if self.lost > self.settings.replacements:
             raise WorkerError(f"{self.lost} Ray actors were lost in round {self.work.round}, allowed: "
                               f"{self.settings.replacements} (backend.replacements); the last one: {why}")
-        again = longest_first({m: self.costs[m] for m in seat.done + seat.busy})
-        self.queue = deque(longest_first({m: self.costs[m] for m in [*again, *self.queue]}))
-        seat.done, seat.records, seat.busy, seat.answer, seat.ping = [], [], [], None, None
+        self.queue = deque(longest_first({m: self.costs[m] for m in [*seat.done, *seat.busy, *self.queue]}))
+        seat.forget()
+        self.total = SUMS[self.pool.setup.reduce]()
+        for other in self.seats:
+            if not other.busy:
+                other.keep()
         self.pool.replace(seat)
 
     def _feel_pulse(self, seat: Seat) -> None:

@@ -1,8 +1,10 @@
 """Ranks of ``torch.distributed``: started by torchrun, or by the coordinator on its own machine.
 
 Rank 0 is the coordinator: it is the calling process, runs the protocol, and works on clients like
-every other rank. A round is one command and the broadcast vectors out, one JSON status of every rank
-to all, and one reduction to rank 0. Nothing that is sent between ranks is a pickle.
+every other rank, unless it is ``dedicated``. A round of a small model is two collectives: a command with
+the broadcast vectors out, and a status with the partial sum from every rank to rank 0. Large vectors are
+broadcast by themselves, and large partial sums reduced after rank 0 has seen that nobody failed. Nothing that
+is sent between ranks is a pickle.
 
 Under torchrun (or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) every rank
 composes the same setup and opens the backend; ranks above 0 then ``serve()`` until rank 0 closes.
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -28,18 +29,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..contracts import ServerAlgorithm
-from ..errors import ConfigError, FedlearnError, WorkerError, in_range
+from ..errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
 from ..vectors import tree_flat
 from ..work import SUMS, Reduced, Setup, Work, cost
 from ..worker import Worker
 from .balance import balance
 from .parcel import pack
-from .torchrun_children import Child, await_ready, culprit, end
+from .torchrun_children import Child, await_ready, bind, culprit, end
 from .torchrun_device import check_device, choose, words
-from .torchrun_group import Group, Lost
-from .torchrun_rank import Rank, enter, take_part, to_header
+from .torchrun_group import Group, Lost, room_for
+from .torchrun_rank import Rank, Share, conduct, enter, to_header
 
 LOOPBACK = "lo" if os.uname().sysname == "Linux" else "lo0"
+WIRES = ("float32", "bf16")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 opened = count()  # the groups of this process: all ranks open them in the same order
 
@@ -54,6 +56,15 @@ class Torchrun:
     ``device`` is "cpu", "cuda" (a GPU of its own for every rank, and NCCL) or "auto", which takes
     GPUs where there are enough and the task can use them.
     ``port`` of the rendezvous on loopback, 0 for any free one, is not used under torchrun.
+
+    ``wire`` "bf16" halves the bytes of the partial sums that ranks send to rank 0, where they are added in
+    float32: each is rounded once, by at most 2^-8 of an entry. It goes with reduce=fast only, since the
+    rounding depends on which clients share a rank. What rank 0 broadcasts stays float32: clients send
+    differences from it, which a rounded model would drown. The bytes that a run reports are those of the
+    clients' payloads, which do not change; partial sums are this backend's own business.
+
+    With ``dedicated`` rank 0 works on no client: the others share them, and rank 0's memory holds no
+    client's vectors beside the server state and the sum.
     """
 
     workers: int = 2
@@ -61,6 +72,8 @@ class Torchrun:
     device: str = "auto"
     timeout: float = 60.0
     port: int = 0
+    wire: str = "float32"
+    dedicated: bool = False
 
     verbs: ClassVar[frozenset[str]] = frozenset({"map_reduce"})
 
@@ -70,11 +83,19 @@ class Torchrun:
         in_range("backend.timeout", self.timeout, above=0, most=10**6)
         in_range("backend.port", self.port, least=0, most=65535)
         check_device(self.device)
+        if self.wire not in WIRES:
+            raise ConfigError("backend.wire", self.wire, one_of(WIRES, str(self.wire)))
+        if self.dedicated and self.ranks() == 1:
+            raise ConfigError("backend.dedicated", True, "false with one rank", "Nobody would work.")
 
     @staticmethod
     def rank() -> int:
         """Return this process's rank: 0 if it is the coordinator, or was not started by torchrun."""
         return int(os.environ["RANK"]) if under_torchrun() else 0
+
+    def ranks(self) -> int:
+        """Return how many ranks there are, rank 0 included."""
+        return int(os.environ["WORLD_SIZE"]) if under_torchrun() else self.workers
 
     def open(self, setup: Setup) -> Coordinator | Rank:
         """Bring all ranks up; at ranks above 0, which must then ``serve()``, under torchrun only.
@@ -82,14 +103,18 @@ class Torchrun:
         Raises:
             WorkerError: if a rank dies at start, stays silent for ``timeout`` seconds, or was given
                 another setup.
-            ConfigError: if the port is taken, or the device cannot be had.
+            ConfigError: if the port is taken, the device cannot be had, or an exact sum was to cross as bf16.
         """
+        if self.wire != "float32" and setup.reduce == "exact":
+            raise ConfigError("backend.wire", self.wire, "float32 with reduce=exact",
+                              "An exact sum crosses as integers; rounded ones would depend on who shares a rank.")
         setup = replace(setup, threads=self.threads)
         return join(self, setup) if under_torchrun() else launch(self, setup)
 
     def describe(self) -> str:
         """Say what runs where."""
         each = f"{self.threads} thread{'s' * (self.threads > 1)} each"
+        each += ", rank 0 coordinates only" * self.dedicated + f", sums as {self.wire}" * (self.wire != "float32")
         if under_torchrun():
             return (f"{os.environ['WORLD_SIZE']} ranks started by torchrun (backend.workers is not used), "
                     f"{words(self.device, _local()[1])}, {each}")
@@ -102,8 +127,11 @@ class Torchrun:
 class Coordinator:
     """Rank 0 of an open group, with the child processes that it started (if it did)."""
 
-    def __init__(self, group: Group, worker: Worker, children: Sequence[Child], folder: Path) -> None:
-        self.group, self.worker, self.children = group, worker, children
+    def __init__(self, backend: Torchrun, group: Group, worker: Worker, children: Sequence[Child],
+                 folder: Path) -> None:
+        self.backend, self.group, self.worker, self.children = backend, group, worker, children
+        self.room = room_for(0)   # of the ranks' answers
+        self.largest = int(worker.setup.task.sizes.max())
         self.setup, self.rank = worker.setup, 0
         self.healthy = True
         # Also when the caller forgets to close.
@@ -121,12 +149,15 @@ class Coordinator:
         if not self.healthy:
             raise WorkerError("this group of ranks is broken or closed; open the backend anew")
         sizes = self.setup.task.sizes
-        shares = balance({m: cost(sizes, m, work.local) for m in work.clients}, self.group.world)
-        header = to_header(work, shares, sizes)
+        aside = int(self.backend.dedicated)
+        shares = balance({m: cost(sizes, m, work.local) for m in work.clients}, self.group.world - aside)
+        shares = [[] for _ in range(aside)] + shares
+        header = to_header(work, shares, sizes, self.largest) | {"room": self.room, "wire": self.backend.wire}
         self.healthy = False  # until all ranks stand at the same place again
         try:
             self.group.send(header, work.broadcast)
-            result = take_part(self.group, self.worker, work, shares)
+            mine = Share(self.group, self.worker, work, shares[0], self.backend.wire)
+            result, self.room = conduct(mine, work, shares, self.room)
         except Lost as e:
             raise WorkerError(f"{self._who(e)} in round {work.round}; continue the run with "
                               "`fedlearn resume`") from e
@@ -190,7 +221,7 @@ def launch(backend: Torchrun, setup: Setup) -> Coordinator:
     group = None
     try:
         setup = _with_states(setup, world, folder)
-        listener = _bind(backend.port)
+        listener = bind(backend.port)
         port = listener.getsockname()[1]
         store = dist.TCPStore("127.0.0.1", port, world, True, timedelta(seconds=timeout),
                               wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
@@ -211,7 +242,7 @@ def launch(backend: Torchrun, setup: Setup) -> Coordinator:
         shutil.rmtree(arrays)
         if setup.states is None or setup.states.parent != folder:
             folder.rmdir()
-        return Coordinator(group, worker, children, folder)
+        return Coordinator(backend, group, worker, children, folder)
     except BaseException as e:
         fate = culprit(children) if isinstance(e, Lost) else ""
         end(children, healthy=False)
@@ -238,7 +269,7 @@ def join(backend: Torchrun, setup: Setup) -> Coordinator | Rank:
         worker = enter(group, setup, composed=True)
         if folder is not None and (setup.states is None or setup.states.parent != folder):
             folder.rmdir()
-        return Rank(group, worker) if folder is None else Coordinator(group, worker, [], folder)
+        return Rank(group, worker) if folder is None else Coordinator(backend, group, worker, [], folder)
     except BaseException as e:
         if group is not None:
             group.close(healthy=isinstance(e, FedlearnError))
@@ -257,19 +288,6 @@ def _with_states(setup: Setup, world: int, folder: Path) -> Setup:
     if not tree_flat(setup.algorithm.client_init(setup.task.initial(setup.seed))):
         return setup
     return replace(setup, states=folder / "states")
-
-
-def _bind(port: int) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-        listener.listen(128)
-    except OSError as e:
-        listener.close()
-        raise ConfigError("backend.port", port, "a port that is free on this machine",
-                          f"{e.strerror}; 0 takes any free one.") from e
-    return listener
 
 
 def _clean(children: Sequence[Child], folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import WorkerError
+from ..errors import ConfigError, WorkerError
 
 LOST = 75   # a child's exit status when it ended because another one did
 TAIL = 4096  # bytes of what a child said that are looked at
@@ -59,6 +60,24 @@ class Child:
         """End the child at once, frozen or not."""
         self.process.kill()
         self.process.wait()
+
+
+def bind(port: int) -> socket.socket:
+    """Return a socket that listens on loopback, where children meet their coordinator.
+
+    Raises:
+        ConfigError: if the port is taken.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+    except OSError as e:
+        listener.close()
+        raise ConfigError("backend.port", port, "a port that is free on this machine",
+                          f"{e.strerror}; 0 takes any free one.") from e
+    return listener
 
 
 def await_ready(children: Sequence[Child], timeout: float) -> None:

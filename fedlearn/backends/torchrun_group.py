@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -27,6 +29,36 @@ DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)}
 FOREVER = timedelta(days=30)  # of an operation once connected: the heartbeat decides
+
+
+SMALL = 1 << 18      # bytes up to which a vector travels with the words: the copy costs less than a collective
+PIECE = 1 << 20      # entries that are rounded and gathered at a time
+HEAD = struct.Struct("<qq")   # of a bundle: its length, and that of its words
+
+
+def bundle(words: Any, vectors: Sequence[Tensor] = ()) -> Tensor:
+    """Return something that JSON can hold, and vectors, as bytes in one tensor."""
+    text = json.dumps(words).encode()
+    parts = [v.reshape(-1).view(torch.uint8).numpy().data for v in vectors]
+    whole = HEAD.size + len(text) + sum(map(len, parts))
+    return torch.frombuffer(bytearray(b"".join([HEAD.pack(whole, len(text)), text, *parts])), dtype=torch.uint8)
+
+
+def unbundle(said: Tensor) -> tuple[Any, Tensor]:
+    """Return the words of a bundle and the bytes of its vectors; what lies behind it does not matter."""
+    whole, text = HEAD.unpack(said[:HEAD.size].numpy().tobytes())
+    start = HEAD.size + text
+    return json.loads(said[HEAD.size:start].numpy().tobytes()), said[start:whole]
+
+
+def length(said: Tensor) -> int:
+    """Return the length of a bundle in bytes, also when only its beginning is there."""
+    return HEAD.unpack(said[:HEAD.size].numpy().tobytes())[0]
+
+
+def room_for(size: int) -> int:
+    """Return a block's size for bundles of about this length, so that they seldom outgrow it."""
+    return 1 << max(12, (size + size // 4).bit_length())
 
 
 class Lost(Exception):
@@ -51,6 +83,7 @@ class Group:
                  watch: Sequence[int] = (), device: str = "cpu") -> None:
         self.store, self.rank, self.world, self.timeout, self.device = store, rank, world, timeout, device
         self.interval = min(1.0, timeout / 4)
+        self.room = room_for(0)   # of a command, the same at every rank
         self.watch = list(watch)
         self.stop = Event()
         self.beater = Thread(target=self._beat, name="fedlearn-heartbeat", daemon=True)
@@ -77,42 +110,82 @@ class Group:
             self.nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, world, wait)
 
     def send(self, header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
-        """Send a command and named tensors from rank 0 to all others."""
+        """Send a command and named tensors from rank 0 to all others.
+
+        It is one broadcast, with small tensors in it, and one more for every large tensor.
+        """
         shapes = [[name, str(v.dtype).removeprefix("torch."), list(v.shape)] for name, v in vectors.items()]
-        text = _bytes(json.dumps([dict(header), shapes]))
-        self._broadcast(torch.tensor([text.numel()]))
-        self._broadcast(text)
-        for v in vectors.values():
-            self._broadcast(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8))
+        flat = [v.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for v in vectors.values()]
+        said = bundle([dict(header), shapes], [v for v in flat if v.numel() <= SMALL])
+        while True:
+            block = torch.zeros(self.room, dtype=torch.uint8)
+            fits = said[:self.room]
+            block[:fits.numel()] = fits
+            self._broadcast(block)
+            if fits.numel() == said.numel():
+                break
+            self.room = room_for(said.numel())
+        for v in flat:
+            if v.numel() > SMALL:
+                self._broadcast(v)
 
     def receive(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the next command of rank 0 and its tensors."""
-        size = torch.zeros(1, dtype=torch.int64)
-        self._broadcast(size)
-        text = torch.empty(int(size), dtype=torch.uint8)
-        self._broadcast(text)
-        header, shapes = json.loads(text.numpy().tobytes())
-        vectors = {}
-        for name, dtype, shape in shapes:
-            vectors[name] = torch.empty(shape, dtype=DTYPES[dtype])
-            self._broadcast(vectors[name].reshape(-1).view(torch.uint8))
+        while True:
+            block = torch.empty(self.room, dtype=torch.uint8)
+            self._broadcast(block)
+            if (size := length(block)) <= self.room:
+                break
+            self.room = room_for(size)
+        (header, shapes), small = unbundle(block)
+        vectors, start = {}, 0
+        for name, kind, shape in shapes:
+            dtype = DTYPES[kind]
+            size = math.prod(shape) * dtype.itemsize
+            if size <= SMALL:
+                vectors[name] = small[start:start + size].clone().view(dtype).view(shape)
+                start += size
+            else:
+                vectors[name] = torch.empty(shape, dtype=dtype)
+                self._broadcast(vectors[name].reshape(-1).view(torch.uint8))
         return header, vectors
+
+    def gather(self, said: Tensor, room: int) -> list[Tensor]:
+        """Return at rank 0 what every rank said, from ``bundle``, in the order of the ranks; elsewhere nothing.
+
+        What is longer than ``room`` bytes, which must be the same at every rank, arrives cut off: its
+        ``length`` shows it.
+        """
+        block = torch.zeros(room, dtype=torch.uint8)
+        fits = said[:room]
+        block[:fits.numel()] = fits
+        return self._gather(block)
 
     def all(self, status: Any) -> list[Any]:
         """Return what every rank gave, in the order of the ranks, at every rank."""
-        text = _bytes(json.dumps(status))
+        said = bundle(status)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         options = _forever(AllgatherOptions())
-        self._done(self.gloo.allgather([sizes], [torch.tensor([text.numel()])], options))
+        self._done(self.gloo.allgather([sizes], [torch.tensor([said.numel()])], options))
         most = max(int(size) for size in sizes)
-        texts = [torch.empty(most, dtype=torch.uint8) for _ in range(self.world)]
+        blocks = [torch.empty(most, dtype=torch.uint8) for _ in range(self.world)]
         padded = torch.zeros(most, dtype=torch.uint8)
-        padded[:text.numel()] = text
-        self._done(self.gloo.allgather([texts], [padded], options))
-        return [json.loads(t[:int(n)].numpy().tobytes()) for t, n in zip(texts, sizes, strict=True)]
+        padded[:said.numel()] = said
+        self._done(self.gloo.allgather([blocks], [padded], options))
+        return [unbundle(block)[0] for block in blocks]
 
-    def reduce(self, buffer: Tensor) -> Tensor:
-        """Return the sum of all ranks' buffers at rank 0; elsewhere the result is of no use."""
+    def reduce(self, buffer: Tensor, wire: str = "float32") -> Tensor:
+        """Return the sum of all ranks' buffers at rank 0; elsewhere the result is of no use.
+
+        With ``wire`` "bf16" rank 0 adds the others' buffers, rounded to bfloat16, to its own in the buffer's
+        dtype. That is as quick as a reduction in bfloat16, which would round every rank's and every sum.
+        """
+        if wire == "bf16":
+            for piece in buffer.split(PIECE):
+                others = self._gather(piece.bfloat16().cpu())[1:]
+                for other in others:
+                    piece.add_(other.to(piece.device))
+            return buffer
         options = _forever(dist.ReduceOptions())
         options.rootRank = 0
         if self.nccl is not None:
@@ -168,6 +241,13 @@ class Group:
             options.rootRank = 0
             self._done(self.gloo.broadcast([t], options))
 
+    def _gather(self, t: Tensor) -> list[Tensor]:
+        options = _forever(dist.GatherOptions())
+        options.rootRank = 0
+        into = [torch.empty_like(t) for _ in range(self.world)] if self.rank == 0 else []
+        self._done(self.gloo.gather([into] if into else [], [t], options))
+        return into
+
     def _done(self, work: Any) -> None:
         while True:
             try:
@@ -213,10 +293,6 @@ def _has(store: Any, key: str) -> bool:
         return bool(store.check([key]))
     except RuntimeError:
         return False
-
-
-def _bytes(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 def _line(e: Exception) -> str:

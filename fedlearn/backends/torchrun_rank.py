@@ -14,25 +14,27 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import FedlearnError, WorkerError
 from ..reducers.layout import Layout
-from ..work import SUMS, Record, Reduced, Setup, Work
+from ..work import SUMS, Record, Reduced, Setup, Sum, Work
 from ..worker import Worker
 from .gather import agree, check_bound, decode, encode, first, in_order
 from .parcel import unpack
 from .torchrun_agree import fingerprint
 from .torchrun_children import LOST
 from .torchrun_device import choose, moved, placed
-from .torchrun_group import Group, Lost
+from .torchrun_group import SMALL, Group, Lost, bundle, length, room_for, unbundle
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class Plan:
         return self.table[samples][1]
 
 
-def to_header(work: Work, shares: Sequence[Sequence[int]], sizes: Any) -> dict[str, Any]:
-    """Return all of a work but its vectors, as JSON can carry it."""
-    samples = sorted({int(sizes[client]) for client in work.clients})
+def to_header(work: Work, shares: Sequence[Sequence[int]], sizes: Any, largest: int) -> dict[str, Any]:
+    """Return all of a work but its vectors, as JSON can carry it; ``largest`` is that of all clients' sizes."""
+    samples = sorted({largest, *(int(sizes[client]) for client in work.clients)})
     plan = [[n, work.local.steps_for(n), work.local.batch_for(n)] for n in samples]
     return {"round": work.round, "key": work.key, "clients": [int(m) for m in work.clients],
             "weights": [float(w) for w in work.weights], "plan": plan,
@@ -67,44 +69,91 @@ def from_header(header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> Wor
                 dict(header["versions"]))
 
 
-def take_part(group: Group, worker: Worker, work: Work, shares: Sequence[Sequence[int]]
-              ) -> Reduced | Exception:
-    """Run this rank's share and add all shares up at rank 0; every rank calls it.
+class Share:
+    """What a rank did of a round: its partial sum, its error if there is one, and what it says of both."""
 
-    What each rank did is known to all before the vectors move, so that after an error nobody is left
-    waiting for a sum: an error that all ranks agree on is returned, and they can go on.
+    def __init__(self, group: Group, worker: Worker, work: Work, clients: Sequence[int], wire: str) -> None:
+        self.group, self.wire = group, wire
+        self.sum = SUMS[worker.setup.reduce]()
+        self.error: Exception | None = None
+        records: list[Record] = []
+        try:
+            if clients:
+                records = worker.reduce(moved(work, group.device), clients, self.sum)
+        except Exception as e:
+            self.error = e
+        self.sum.carry()
+        fault = None if self.error is None else encode(self.error, f"rank {group.rank}")
+        layout = None if self.sum.layout is None or fault else self.sum.layout.parts
+        words = {"records": list(zip(*map(COLUMNS, records), strict=True)), "layout": layout, "bound": self.sum.bound,
+                 "error": fault}
+        mine = [crossing(self.sum.buffer, wire)] if layout and small(self.sum) and group.rank else []
+        self.said = bundle(words, mine)
+
+    def reduce(self, parts: Any) -> None:
+        """Add all ranks' partial sums up at rank 0; every rank calls it, those that were idle too."""
+        if self.sum.layout is None:
+            self.sum.shape_as(Layout.from_json(parts), self.group.device)
+        self.sum.buffer = self.group.reduce(self.sum.buffer, self.wire)
+
+
+COLUMNS = attrgetter(*(f.name for f in fields(Record)))
+
+
+def small(total: Sum) -> bool:
+    """Return whether partial sums like this one travel with the words."""
+    return total.buffer.numel() * total.buffer.element_size() <= SMALL
+
+
+def crossing(buffer: Tensor, wire: str) -> Tensor:
+    """Return a partial sum as it crosses the wire."""
+    return (buffer.bfloat16() if wire == "bf16" else buffer).cpu()
+
+
+def conduct(mine: Share, work: Work, shares: Sequence[Sequence[int]], room: int) -> tuple[Reduced | Exception, int]:
+    """Return at rank 0 what became of a round, or the error to raise, and the room that answers take.
+
+    Other ranks do what rank 0's commands ask for, one after another: after an error nobody is left waiting.
 
     Raises:
         Lost: if a rank is gone.
     """
-    total = SUMS[worker.setup.reduce]()
-    records: list[Record] = []
-    mine: Exception | None = None
-    try:
-        records = worker.reduce(moved(work, group.device), shares[group.rank], total)
-    except Exception as e:
-        mine = e
-    total.carry()
-    layout = None if total.layout is None else total.layout.parts
-    status = {"records": [asdict(r) for r in records], "layout": layout, "bound": total.bound,
-              "error": None if mine is None else encode(mine, f"rank {group.rank}")}
-    everyone = group.all(status)
-    failures = [decode(s["error"]) for s in everyone if s["error"]]
+    group, total = mine.group, mine.sum
+    answers = group.gather(mine.said, room)
+    while (most := max(map(length, answers))) > room:
+        room = room_for(most)
+        group.send({"again": room}, {})
+        answers = group.gather(mine.said, room)
+    everyone = [unbundle(answer) for answer in answers]
+    told = [words for words, _ in everyone]
+    failures = [decode(words["error"]) for words in told if words["error"]]
     if failures:
         worst = first(failures, work)
         # An error of this very rank keeps its traceback.
-        return mine if mine is not None and encode(mine, f"rank {group.rank}") == encode(worst, "") else worst
+        own = mine.error is not None and encode(mine.error, "rank 0") == encode(worst, "")
+        return mine.error if own and mine.error else worst, room
+    bounds = [words["bound"] for words in told]
     try:
-        shape = agree([s["layout"] and Layout.from_json(s["layout"]) for s in everyone], shares, work)
-        check_bound([s["bound"] for s in everyone], shares, work)
+        shape = agree([words["layout"] and Layout.from_json(words["layout"]) for words in told], shares, work)
+        check_bound(bounds, shares, work)
     except FedlearnError as e:
-        return e
+        return e, room
     if shape is not None:
         if total.layout is None:
             total.shape_as(shape)
-        total.buffer = group.reduce(total.buffer).cpu()
-        total.bound = sum(s["bound"] for s in everyone)
-    return Reduced(total, in_order((Record(**r) for s in everyone for r in s["records"]), work))
+        if small(total):
+            total.buffer = total.buffer.cpu()
+            for _, part in everyone[1:]:
+                if part.numel():
+                    kind = torch.bfloat16 if mine.wire == "bf16" else total.buffer.dtype
+                    total.buffer.add_(part.clone().view(kind))
+        else:
+            group.send({"reduce": shape.parts}, {})
+            mine.reduce(shape.parts)
+            total.buffer = total.buffer.cpu()
+        total.bound = sum(bounds)
+    records = (Record(*row) for words in told for row in zip(*words["records"], strict=True))
+    return Reduced(total, in_order(records, work)), room
 
 
 def enter(group: Group, setup: Setup, composed: bool) -> Worker:
@@ -146,6 +195,7 @@ class Rank:
     def __init__(self, group: Group, worker: Worker) -> None:
         self.group, self.worker, self.open = group, worker, True
         self.rank = group.rank
+        self.share: Share | None = None
 
     def serve(self) -> dict[str, Tensor]:
         """Work as rank 0 asks; return the named tensors that it passed to ``close``.
@@ -163,12 +213,26 @@ class Rank:
                     if not header["final"]:
                         raise WorkerError("rank 0 ended without a result; see its own message")
                     return vectors
-                # An error of a round is rank 0's to raise; the next command may well come.
-                take_part(self.group, self.worker, from_header(header, vectors), header["shares"])
+                self._obey(header, vectors)
+                del vectors  # before those of the next round come
         except Lost as e:
             self._end(healthy=False)
             raise WorkerError(f"rank {self.group.rank} lost its group: {e}; see rank 0's own message, then "
                               "continue the run with `fedlearn resume`") from e
+
+    def _obey(self, header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
+        """Do what a command of a round asks for; an error is rank 0's to raise, the next command may well come."""
+        if "reduce" in header:
+            assert self.share is not None
+            self.share.reduce(header["reduce"])
+            self.share = None
+            return
+        if "again" not in header:
+            self.share = None
+            work, clients = from_header(header, vectors), header["shares"][self.rank]
+            self.share = Share(self.group, self.worker, work, clients, header["wire"])
+        assert self.share is not None
+        self.group.gather(self.share.said, header.get("again") or header["room"])
 
     def close(self, final: Mapping[str, Tensor] | None = None) -> None:
         """Leave the group; safe to call twice."""

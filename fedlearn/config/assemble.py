@@ -87,7 +87,8 @@ def assemble(made: Parts) -> Experiment:
         algorithm=made.algorithm, task=task, rounds=s.rounds, cohort=s.cohort, local=s.local,
         sampling=made.sampling, weighting=made.weighting, schedule=made.schedule, clock=made.clock,
         pipeline=made.pipeline, backend=made.backend, protocol=made.protocol, seed=s.seed, reduce=s.reduce,
-        oracle=s.oracle, precision=s.precision, stack=s.stack, evaluate_every=s.evaluate.every,
+        oracle=s.oracle, precision=s.precision, stack=s.stack, state_memory=s.state_memory,
+        evaluate_every=s.evaluate.every, evaluate_samples=s.evaluate.samples, evaluate_aside=s.evaluate.aside,
         checkpoint_every=s.checkpoint.every, checkpoint_keep=s.checkpoint.keep)
 
 

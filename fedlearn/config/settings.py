@@ -16,12 +16,20 @@ PROGRESS = ("auto", "bar", "plain", "none")
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Rounds between evaluations of the model; 0: at the end only."""
+    """Rounds between evaluations of the model (0: at the end only), and how all but the last are made.
+
+    ``samples`` is how many test samples they stand on (None: all), ``aside`` whether they run in another
+    thread while the next round works.
+    """
 
     every: int = 1
+    samples: int | None = None
+    aside: bool = False
 
     def __post_init__(self) -> None:
         in_range("every", self.every, least=0)
+        if self.samples is not None:
+            in_range("samples", self.samples, least=1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class RunSettings:
     reduce: str = "exact"
     oracle: str = "auto"
     precision: str = "float32"
-    stack: bool = False
+    stack: bool | str = "auto"
+    state_memory: int = 512
     dtype: str = "float32"
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -62,6 +71,7 @@ class RunSettings:
         in_range("seed", self.seed, least=0)
         in_range("rounds", self.rounds, least=1)
         in_range("min_samples", self.min_samples, least=1)
+        in_range("state_memory", self.state_memory, least=0)
         for key, count in (("clients", self.clients), ("cohort", self.cohort)):
             if count is not None:
                 in_range(key, count, least=1)

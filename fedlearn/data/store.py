@@ -7,6 +7,7 @@ one ``torch.utils.data.Dataset`` per client (``DatasetStore``).
 
 from __future__ import annotations
 
+import mmap
 import os
 import warnings
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ class ClientStore:
     labels: Tensor
     offsets: np.ndarray
     folder: Path | None = field(default=None, repr=False)  # where it was opened from
+    mapped: Sequence[np.memmap] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         offsets = np.asarray(self.offsets, dtype=np.int64)
@@ -70,6 +72,32 @@ class ClientStore:
         index = torch.as_tensor(index, dtype=torch.int64, device=x.device)
         return x.index_select(0, index), y.index_select(0, index)
 
+    def expect(self, clients: Sequence[int]) -> None:
+        """Have the samples of these clients read from disk meanwhile, all at once, where the store is mapped.
+
+        Each client is asked for once, or always where the store is too large to stay in memory.
+        """
+        ids = np.asarray(clients, dtype=np.int64)
+        if not self.mapped or not len(ids):
+            return
+        if self._stays:
+            ids = ids[~self._asked[ids]]
+            self._asked[ids] = True
+        for first, stop in zip(self.offsets[ids].tolist(), self.offsets[ids + 1].tolist(), strict=True):
+            for array in self.mapped:
+                start = array.offset % mmap.ALLOCATIONGRANULARITY + first * array.strides[0]
+                page = start // mmap.PAGESIZE * mmap.PAGESIZE
+                file: mmap.mmap = array._mmap  # type: ignore[attr-defined]
+                file.madvise(mmap.MADV_WILLNEED, page, start - page + (stop - first) * array.strides[0])
+
+    @cached_property
+    def _asked(self) -> np.ndarray:
+        return np.zeros(len(self), dtype=bool)
+
+    @cached_property
+    def _stays(self) -> bool:
+        return sum(a.nbytes for a in self.mapped) < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+
     def to(self, device: torch.device | str) -> ClientStore:
         """Return the store with its samples on a device."""
         return ClientStore(self.features.to(device), self.labels.to(device), self.offsets)
@@ -100,7 +128,8 @@ class ClientStore:
                             f"with {', '.join(FILES)}; save it again.") from error
         with warnings.catch_warnings():  # torch warns that it cannot keep us from writing
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return cls(torch.from_numpy(features), torch.from_numpy(labels), np.array(offsets), folder)
+            mapped = [a for a in (features, labels) if a.size and hasattr(mmap, "MADV_WILLNEED")]
+            return cls(torch.from_numpy(features), torch.from_numpy(labels), np.array(offsets), folder, mapped)
 
     def __reduce__(self) -> tuple:
         if self.folder is not None:
@@ -182,15 +211,15 @@ class DatasetStore:
         return x, y
 
 
-def as_store(clients: Any) -> ClientStore | DatasetStore:
+def as_store(clients: Any) -> Any:
     """Make a store of one (features, labels) pair, or one map-style Dataset, per client.
 
-    A store is returned as it is.
+    A store, which is anything with ``sizes``, ``client(m)`` and ``batch(m, index)``, is returned as it is.
 
     Raises:
         DataError: if the clients are of another kind, naming the first such client.
     """
-    if isinstance(clients, ClientStore | DatasetStore):
+    if all(hasattr(clients, name) for name in ("sizes", "client", "batch")):
         return clients
     if not isinstance(clients, Sequence):
         raise DataError(f"client data: found {type(clients).__name__}; allowed: a ClientStore, or a list "

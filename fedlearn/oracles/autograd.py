@@ -1,22 +1,25 @@
 """The autograd oracle: any ``nn.Module``, on flat views.
 
-The parameters are made views of the very vector that the algorithm works on, and their gradients
-views of one flat buffer. So nothing of the model's size is copied or allocated at a step: the
-backward pass writes where ``grad`` returns from.
+The parameters are made views of the very vector that the algorithm works on. The gradient is one flat buffer that
+is written during the backward pass: see ``flat_gradient``. So nothing of the model's size is allocated at a step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..contracts import Vec
 from ..vectors import trainable, views
+from .flat_gradient import FlatGradient, Straight, linears
 
 FULL_BATCH = 1000   # samples at a time in a pass over a client's whole data
+ALIGNED = 64        # bytes: the alignment of new tensors, on which the last bits of a product may depend
 
 
 class Autograd:
@@ -34,13 +37,16 @@ class Autograd:
         self.model, self.criterion, self.store, self.prepare = model, loss, store, prepare
         self.parameters = [p for _, p in trainable(model)]
         self.shapes = [p.shape for p in self.parameters]
-        first = self.parameters[0]
-        size = sum(p.numel() for p in self.parameters)
-        self.gradient = torch.zeros(size, dtype=first.dtype, device=first.device)
-        for p, g in zip(self.parameters, views(self.gradient, self.shapes), strict=True):
-            p.grad = g
+        self.flat = FlatGradient(self.parameters)
+        self.gradient = self.flat.flat
+        self.straight = True
+        place = {id(p): i for i, p in enumerate(self.parameters)}
+        for module in linears(model):
+            places = place[id(module.weight)], None if module.bias is None else place[id(module.bias)]
+            module.forward = partial(self._linear, module, places)      # type: ignore[method-assign]
         self.buffers = [(module, name, first.detach().clone()) for module in model.modules()
                         for name, first in module._buffers.items() if first is not None]
+        self.aligned = self.gradient.new_empty(0)
         self.bound: Tensor | None = None
         self.client = -1
         self.batch: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
@@ -49,7 +55,7 @@ class Autograd:
 
     def describe(self) -> str:
         """Say what this oracle is, for the run's log."""
-        low = ", bfloat16 with float32 weights" if self.precision == "bf16" else ""
+        low = f", bfloat16 with float32 weights{little_gain(self.gradient.device)}" if self.precision == "bf16" else ""
         return f"autograd ({type(self.model).__name__}, {self.gradient.numel():,} parameters{low})"
 
     def room(self, batch: int) -> int:
@@ -75,11 +81,7 @@ class Autograd:
 
     def grad(self, x: Vec) -> Vec:
         """Return the gradient at x [P]; the buffer is written again by the next call."""
-        self._bind(x)
-        self._clear()
-        loss = self._loss(*self.batch)
-        loss.backward()
-        self.loss += loss.detach().to(self.loss)
+        self.loss += self._step(x)
         self.calls += 1
         return self.gradient
 
@@ -92,7 +94,12 @@ class Autograd:
     def hvp(self, x: Vec, v: Vec) -> Vec:
         """Return the mini-batch Hessian at x times v, both [P], by two backward passes."""
         self._bind(x)
-        first = torch.autograd.grad(self._loss(*self.batch), self.parameters, create_graph=True)
+        self.straight = False
+        try:
+            loss = self._loss(*self.batch)
+        finally:
+            self.straight = True
+        first = torch.autograd.grad(loss, self.parameters, create_graph=True)
         inner = torch.stack([(g * part).sum() for g, part in zip(first, views(v, self.shapes), strict=True)]).sum()
         second = torch.autograd.grad(inner, self.parameters, materialize_grads=True)
         return torch.cat([h.reshape(-1) for h in second])
@@ -103,11 +110,15 @@ class Autograd:
         n = int(self.store.sizes[self.client])
         total = torch.zeros_like(self.gradient)
         for index in torch.arange(n).split(FULL_BATCH):
-            self._clear()
             xs, ys = self.store.batch(self.client, index)
-            (self._loss(self.prepare(xs), ys.to(total.device)) * (len(index) / n)).backward()
-            total += self.gradient
+            self._backward(self.prepare(xs), ys.to(total.device))
+            total.add_(self.gradient, alpha=len(index) / n)
         return total
+
+    def _step(self, x: Vec) -> Tensor:
+        """Write the gradient of the mini-batch loss at x [P]; return that loss."""
+        self._bind(x)
+        return self._backward(*self.batch)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         if self.precision == "float32":     # of the parameters' own type, whatever it is
@@ -116,15 +127,38 @@ class Autograd:
             out = self.model(x)
         return self.criterion(out.to(self.gradient.dtype), y)
 
-    def _clear(self) -> None:
-        self.gradient.zero_()
+    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Write the gradient of the loss at the bound weights; return the loss."""
+        loss = self._loss(x, y)
+        self.flat.backward(loss)
+        return loss.detach().to(self.loss.dtype)
+
+    def _linear(self, module: nn.Linear, places: tuple[int, int | None], x: Tensor) -> Tensor:
+        if not self.straight or self._lowers(x):
+            return F.linear(x, module.weight, module.bias)
+        if self.precision == "float32":
+            return Straight.apply(x, module.weight, module.bias, self.flat, places)
+        with torch.autocast(x.device.type, enabled=False):
+            return Straight.apply(x.to(module.weight.dtype), module.weight, module.bias, self.flat, places)
+
+    def _lowers(self, x: Tensor) -> bool:
+        """Return whether a linear layer computes in bfloat16, given its input."""
+        return self.precision == "bf16"
 
     def _bind(self, x: Vec) -> None:
+        if x.data_ptr() % ALIGNED or not x.is_contiguous():
+            if not len(self.aligned):
+                self.aligned = torch.empty_like(self.gradient)
+            x = self.aligned.copy_(x)
         # The views keep the bound storage alive, so an equal address means the same memory.
         if self.bound is not None and x.data_ptr() == self.bound.data_ptr():
             return
-        if not x.is_contiguous():
-            x = x.contiguous()
         for p, part in zip(self.parameters, views(x.detach(), self.shapes), strict=True):
             p.data = part
         self.bound = x
+
+
+def little_gain(device: torch.device) -> str:
+    """Say so where bfloat16 products gain little or nothing: on an x86 CPU without units for them."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return ", rarely faster than float32 on a CPU without AMX" if known.get("amx_bf16") is False else ""

@@ -19,6 +19,7 @@ from ..errors import ConfigError, one_of
 from ..vectors import trainable
 from .autograd import Autograd
 from .convolution import Convolution, convolutions
+from .cuda_graphs import Graphs
 from .dense import Dense
 from .layers import DoesNotFit, dense_chain
 from .minibatch import Batches
@@ -72,6 +73,20 @@ def choose(kind: str, problem: Problem) -> ClientOracle:
 def autograd(problem: Problem) -> ClientOracle:
     """Return the autograd oracle."""
     return Autograd(deepcopy(problem.model), problem.criterion, problem.store, problem.prepare, problem.precision)
+
+
+def graphs(problem: Problem) -> ClientOracle:
+    """Return the graphs oracle, for models on a CUDA device.
+
+    It is not among ``AUTO``: that a model's Python code does the same at every call cannot be seen from outside.
+
+    Raises:
+        DoesNotFit: if the model is elsewhere, or cannot be recorded.
+    """
+    (device, *_) = {p.device.type for p in problem.model.parameters()}
+    if device != "cuda":
+        raise DoesNotFit(f"it is on {device}, and CUDA graphs need a CUDA device")
+    return Graphs(deepcopy(problem.model), problem.criterion, problem.store, problem.prepare, problem.precision)
 
 
 def convolution(problem: Problem) -> ClientOracle:
@@ -140,6 +155,6 @@ def _own_precision(problem: Problem) -> None:
 
 
 KINDS: dict[str, Callable[[Problem], ClientOracle]] = {
-    "autograd": autograd, "dense": dense, "conv": convolution, "vmap": vmapped}
+    "autograd": autograd, "dense": dense, "conv": convolution, "graphs": graphs, "vmap": vmapped}
 AUTO = (dense, pooled, autograd)    # the first that fits
 PRECISIONS = ("float32", "bf16")

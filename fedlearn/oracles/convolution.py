@@ -6,27 +6,24 @@ What it changes on its copy of the model, none of which changes a result beyond 
   stay what they are, views of the vector (a copy of them in that layout, made at every step, costs more than it saves);
 * max pooling comes before the ReLU in [Conv2d, ReLU, MaxPool2d]: max and ReLU commute, and where two entries tie at
   zero neither has a gradient, so values and gradients are exactly equal, on a quarter of the entries;
-* a ReLU behind a convolution, a linear layer or a pooling works in place, as none of these needs its output again;
-* the backward pass of a linear layer writes its products straight to the flat gradient: no temporary of the size of
-  the weights, no zeroing, no second pass that adds. Second derivatives go through plain autograd.
+* a ReLU behind a convolution, a linear layer or a pooling works in place, as none of these needs its output again.
+
+With ``precision`` bf16 on a CPU, linear layers compute in float32 for up to ``FEW`` samples, which is faster there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..contracts import Vec
 from ..models.resnet import Block
 from .autograd import Autograd
 from .layers import DoesNotFit, steps
 
-ALIGNED = 64    # bytes: the alignment of new tensors, on which the last bits of a product may depend
+FEW = 64    # samples up to which a linear layer on a CPU waits for its weights, so that casting them costs time
 LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.GroupNorm,
           nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)
 FORGETFUL = (nn.Conv2d, nn.Linear, nn.MaxPool2d)    # their backward pass does not read their output
@@ -41,72 +38,19 @@ class Convolution(Autograd):
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], store: Any,
                  prepare: Callable[[Tensor], Tensor], precision: str = "float32") -> None:
-        linears = [module for module in convolutions(model) if type(module) is nn.Linear]
+        convolutions(model)
         self.swapped = reorder(model)
         super().__init__(model, loss, store, lambda x: channels_last(prepare(x)), precision)
-        self.straight, self.low = True, torch.bfloat16 if precision == "bf16" else self.gradient.dtype
-        trained = [m for m in linears if all(p.requires_grad for p in m.parameters())]
-        for module in trained:
-            module.forward = partial(self._linear, module)      # type: ignore[method-assign]
-        written = {id(p) for module in trained for p in module.parameters()}
-        self.added = [p.grad for p in self.parameters if p.grad is not None and id(p) not in written]
-        self.aligned = self.gradient.new_empty(0)
 
     def describe(self) -> str:
         """Say what this oracle is, for the run's log."""
         pooling = f", {self.swapped} pooling before ReLU" if self.swapped else ""
-        return f"{super().describe()[:-1]}, channels_last{pooling})"
+        here = self.precision == "bf16" and self.gradient.device.type == "cpu"
+        linear = f", linear layers of up to {FEW} samples in float32" if here else ""
+        return f"{super().describe()[:-1]}{linear}, channels_last{pooling})"
 
-    def hvp(self, x: Vec, v: Vec) -> Vec:
-        """Return the mini-batch Hessian at x times v, both [P], by two backward passes."""
-        self.straight = False
-        try:
-            return super().hvp(x, v)
-        finally:
-            self.straight = True
-
-    def _clear(self) -> None:
-        torch._foreach_zero_(self.added)
-
-    def _linear(self, module: nn.Linear, x: Tensor) -> Tensor:
-        if not self.straight:
-            return F.linear(x, module.weight, module.bias)
-        bias = None if module.bias is None else module.bias.grad
-        return Straight.apply(x, module.weight, module.bias, module.weight.grad, bias, self.low)
-
-    def _bind(self, x: Vec) -> None:
-        if x.data_ptr() % ALIGNED or not x.is_contiguous():
-            if not len(self.aligned):
-                self.aligned = torch.empty_like(self.gradient)
-            x = self.aligned.copy_(x)
-        super()._bind(x)
-
-
-class Straight(torch.autograd.Function):
-    """A linear layer whose backward pass writes, and does not add, its gradients to given memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor,
-                into_bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        ctx.into, ctx.into_bias, ctx.given = into, into_bias, x.dtype
-        x, weight = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, None if bias is None else bias.to(dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        (g,) = grads
-        rows = g.reshape(-1, weight.shape[0])
-        samples = x.reshape(-1, weight.shape[1])
-        if rows.dtype == ctx.into.dtype:
-            torch.mm(rows.t(), samples, out=ctx.into)
-        else:
-            ctx.into.copy_(torch.mm(rows.t(), samples))
-        if ctx.into_bias is not None:
-            torch.sum(rows, 0, dtype=ctx.into_bias.dtype, out=ctx.into_bias)
-        back = g.matmul(weight).to(ctx.given) if ctx.needs_input_grad[0] else None
-        return back, None, None, None, None, None
+    def _lowers(self, x: Tensor) -> bool:
+        return super()._lowers(x) and (x.device.type != "cpu" or x.numel() > FEW * x.shape[-1])
 
 
 def channels_last(x: Tensor) -> Tensor:

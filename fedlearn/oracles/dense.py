@@ -25,14 +25,14 @@ from torch import Tensor
 
 from ..contracts import Vec
 from .layers import Linear
-from .minibatch import Batch, Batches
+from .minibatch import ALIGNED, Batch, Batches
 from .pointwise import IDENTITY, Loss, Slab
 
 FULL_BATCH = 1000           # samples at a time in a pass over a client's whole data
 # Of a stack's models, gradients and activations. On a CPU larger stacks leave the caches and are slower.
 STACK_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 STACK = 4                   # clients that a stack may always hold
-ALIGNED = 64                # bytes: BLAS may give other last bits at other addresses
+MANY = 8                    # clients in a stack from which on it is quicker (measured)
 LANES = 64                  # entries to which a client's part of a slab is padded
 KEPT = 64                   # workspaces for batches of so many different sizes
 
@@ -87,9 +87,19 @@ class Dense:
     def room(self, batch: int) -> int:
         """Fix the samples that a stack pads every mini-batch to; return how many clients a stack may hold."""
         self.batches.rows = batch
+        return max(STACK, STACK_BYTES[self.total.device.type] // self._bytes(batch))
+
+    def pays_to_stack(self, batch: int) -> bool:
+        """Say whether a stack of such mini-batches is quicker than one client after another: if many fit."""
+        return MANY * self._bytes(batch) <= STACK_BYTES[self.total.device.type]
+
+    def _bytes(self, batch: int) -> int:
         units = self.layers[0].inputs + 4 * sum(layer.outputs for layer in self.layers)
-        bytes_each = self.total.element_size() * (6 * self.size + batch * units)
-        return max(STACK, STACK_BYTES[self.total.device.type] // bytes_each)
+        return self.total.element_size() * (6 * self.size + batch * units)
+
+    def expect(self, clients: Sequence[int], draws: Sequence[Sequence[Any]]) -> None:
+        """Gather ahead for clients that will be entered one by one."""
+        self.batches.expect(clients, draws)
 
     def enter(self, clients: Sequence[int], draws: Sequence[Sequence[Any]] | None = None) -> None:
         """Take over the data of one client, or of a stack; known ``draws`` of all steps are gathered ahead."""
@@ -178,8 +188,6 @@ class Dense:
             r, dr = W.mT @ r, W.mT @ dr + along[i].W.mT @ r
         return result[:batch.clients].view(x.shape)
 
-    # --- the lines of the module's docstring --------------------------------------------------------------------------
-
     def _forward(self, weights: list[Weights], batch: Batch, space: Space) -> None:
         addmm, mm = (torch.addmm, torch.mm) if batch.alone else (torch.baddbmm, torch.bmm)
         a = batch.xt
@@ -207,8 +215,6 @@ class Dense:
                     torch.sum(r.view, -1, keepdim=True, out=into.b)
             if (Wt := weights[i].Wt) is not None:
                 mm(Wt, r.view, out=space.r[i - 1].view)
-
-    # --- views and buffers --------------------------------------------------------------------------------------------
 
     def _bind(self, x: Vec, batch: Batch) -> list[Weights]:
         """Return the views of x; those of the vector of the last call are still known."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad, vmap
 
 from ..contracts import Vec
 from ..vectors import trainable
@@ -43,6 +43,7 @@ class Vmapped:
         self.size = sum(p.numel() for p in parameters)
         self.clients: Sequence[int] = ()
         self.groups: list[Group] = []
+        self.gradient = self.new(0, self.size)
         self.loss, self.calls = self.new(0), 0
         if any(isinstance(m, DROPOUT) and m.p > 0 for m in model.modules()):
             raise DoesNotFit("it has dropout, whose random numbers would depend on the stack")
@@ -78,12 +79,24 @@ class Vmapped:
                                 torch.stack(y).to(features.device)))
 
     def grad(self, x: Vec) -> Vec:
-        """Return the mini-batch gradient at x [..., P]."""
+        """Return the mini-batch gradient at x [..., P]; the buffer is written again by the next call."""
         rows = x.detach().view(-1, self.size)
-        gradient = torch.empty_like(rows)
+        if len(self.gradient) < len(rows):
+            self.gradient = torch.empty_like(rows)
+        gradient = self.gradient[:len(rows)]
+        into = self._split(gradient)
         for places, features, labels in self.groups:
-            gradient[places], value = vmap(grad_and_value(self._loss))(rows[places], features, labels)
-            self.loss[places] += value.to(self.loss)
+            everybody = len(places) == len(rows)
+            parameters = [part.requires_grad_() for part in self._split(rows if everybody else rows[places])]
+            with torch.enable_grad():
+                values = vmap(self._loss)(parameters, features, labels)
+            parts = torch.autograd.grad(values.sum(), parameters, materialize_grads=True)
+            for place, part in zip(into, parts, strict=True):
+                if everybody:
+                    place.copy_(part)
+                else:
+                    place[places] = part
+            self.loss[places] += values.detach().to(self.loss)
         self.calls += 1
         return gradient.view(x.shape)
 
@@ -93,13 +106,13 @@ class Vmapped:
         values = self.new(len(rows))
         with torch.no_grad():
             for places, features, labels in self.groups:
-                values[places] = vmap(self._loss)(rows[places], features, labels).to(values)
+                values[places] = vmap(self._loss)(self._split(rows[places]), features, labels).to(values)
         return values.view(*x.shape[:-1], 1)
 
     def hvp(self, x: Vec, v: Vec) -> Vec:
         """Return the mini-batch Hessian at x times v, both [..., P]."""
         def along(x: Vec, v: Vec, features: Tensor, labels: Tensor) -> Vec:
-            return grad(lambda z: grad(self._loss)(z, features, labels) @ v)(x)
+            return grad(lambda z: grad(self._flat_loss)(z, features, labels) @ v)(x)
 
         rows, result = x.detach().view(-1, self.size), torch.empty_like(x)
         for places, features, labels in self.groups:
@@ -116,10 +129,17 @@ class Vmapped:
             for index in torch.arange(n).split(FULL_BATCH):
                 features, labels = self.store.batch(client, index)
                 features = self.prepare(features)
-                into += grad(self._loss)(row, features, labels.to(features.device)) * (len(index) / n)
+                into += grad(self._flat_loss)(row, features, labels.to(features.device)) * (len(index) / n)
         return total
 
-    def _loss(self, x: Vec, features: Tensor, labels: Tensor) -> Tensor:
-        parts = x.split([shape.numel() for shape in self.shapes])
-        parameters = {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
-        return self.criterion(functional_call(self.model, parameters, (features,)), labels)
+    def _split(self, x: Vec) -> list[Tensor]:
+        """Return the parameters in x [..., P] as views of their shapes, after those dimensions that come before P."""
+        parts = x.split([shape.numel() for shape in self.shapes], -1)
+        return [part.view(*x.shape[:-1], *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def _loss(self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor) -> Tensor:
+        named = dict(zip(self.names, parameters, strict=True))
+        return self.criterion(functional_call(self.model, named, (features,)), labels)
+
+    def _flat_loss(self, x: Vec, features: Tensor, labels: Tensor) -> Tensor:
+        return self._loss(self._split(x), features, labels)

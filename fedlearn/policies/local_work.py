@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..contracts import LocalPlan
+from ..draws import Draws
 from ..errors import ConfigError, DataError, in_range
 
 
@@ -54,7 +53,7 @@ class LocalWork:
         return (self.epochs or 1) * -(-samples // max(1, self.batch_for(samples)))
 
 
-def batches(rng: np.random.Generator, samples: int, plan: LocalPlan) -> list[Tensor]:
+def batches(rng: np.random.Generator, samples: int, plan: LocalPlan) -> Draws:
     """Return the K mini-batches of one round as int64 index tensors into the client's samples.
 
     A full batch is 0..n-1 in order and draws no random number. Where fewer samples are needed than
@@ -67,10 +66,17 @@ def batches(rng: np.random.Generator, samples: int, plan: LocalPlan) -> list[Ten
         raise DataError("found a client with 0 samples; allowed: at least 1; drop it or split the data anew.")
     steps, size = plan.steps_for(samples), plan.batch_for(samples)
     if size >= samples:
-        return [torch.arange(samples)] * steps
-    drawn: list[Tensor] = []
-    while len(drawn) < steps:
-        wanted = (steps - len(drawn)) * size
-        order = rng.permutation(samples) if wanted >= samples else rng.choice(samples, wanted, replace=False)
-        drawn.extend(torch.from_numpy(order).split(size))
-    return drawn
+        return Draws(np.arange(samples), [samples] * steps, whole=True)
+    full, rest = divmod(samples, size)
+    a_pass = [size] * full + [rest] * (rest > 0)
+    orders: list[np.ndarray] = []
+    sizes: list[int] = []
+    while len(sizes) < steps:
+        wanted = steps - len(sizes)
+        if wanted * size >= samples:
+            orders.append(rng.permutation(samples))
+            sizes += a_pass
+        else:
+            orders.append(rng.choice(samples, wanted * size, replace=False))
+            sizes += [size] * wanted
+    return Draws(orders[0] if len(orders) == 1 else np.concatenate(orders), sizes[:steps])

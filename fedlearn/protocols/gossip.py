@@ -56,7 +56,7 @@ class Gossip:
                 ("pipeline", list(experiment.pipeline), [], "Its stages have a server half."),
                 ("reduce", experiment.reduce, "exact", "Nothing is summed up on a server."),
                 ("schedule.server", experiment.schedule.server, False, "There is no server."),
-                ("stack", experiment.stack, False, "Nodes work one after another.")):
+                ("stack", experiment.stack is True, False, "Nodes work one after another.")):
             if found != allowed:
                 raise ConfigError(key, found, f"{allowed or 'none'} with protocol=gossip", why)
         if self.graph == "regular" and (self.degree >= nodes or self.degree * nodes % 2):

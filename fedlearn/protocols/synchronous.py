@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..contracts import (
@@ -15,12 +16,15 @@ from ..contracts import (
     ServerAlgorithm,
     Stage,
     Task,
+    Tree,
     Vec,
 )
 from ..experiment import Experiment, RoundReport
 from ..seeds import generator
-from ..vectors import digest, tree_flat, tree_like
+from ..vectors import digest, tree_flat, tree_like, tree_map
 from ..work import Record, Reduced, Work, Workers, bytes_of
+
+PIECE = 1 << 17  # entries of a large model that are updated at a time
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class SynchronousLoop:
         self.experiment, self.workers, self.algorithm = experiment, workers, experiment.algorithm
         self.sizes = experiment.task.sizes
         self.total = int(self.sizes.sum())
-        self.server = self.algorithm.server_init(experiment.task.initial(experiment.seed))
+        self.server = apart(self.algorithm.server_init(experiment.task.initial(experiment.seed).clone()))
         self.accepted_versions: dict[int, int] = {}
         self.simulated = 0.0
 
@@ -69,9 +73,8 @@ class SynchronousLoop:
         reduced = self.workers.map_reduce(work)
         worked = perf_counter()
         records = sorted(reduced.records, key=lambda record: record.client)
-        mean = mean_of(reduced, self.algorithm, fixed, e.pipeline)
         info = RoundInfo(r, e.rounds, len(records), len(self.sizes), e.schedule.server_factor(r, e.rounds))
-        self.server = self.algorithm.server_update(self.server, mean, info)
+        self.server = updated(self.server, reduced, self.algorithm, fixed, e.pipeline, info)
         # Only now, with every reply accepted, do the clients' new states count.
         self.accepted_versions |= {record.client: r for record in records if record.state}
         down = bytes_of(broadcast)
@@ -82,7 +85,7 @@ class SynchronousLoop:
                            {"work": worked - began, "update": perf_counter() - worked}, self.simulated, state)
 
     def model(self) -> Vec:
-        """Return the algorithm's present model [P]."""
+        """Return the algorithm's present model [P]; valid until the next round, which may update it in place."""
         return self.algorithm.model(self.server)
 
     def states(self) -> list[tuple[int, int]]:
@@ -106,11 +109,53 @@ def mean_of(reduced: Reduced, algorithm: ServerAlgorithm, fixed: float | None, p
 
     ``fixed`` is the denominator where the weighting sets one; else the accepted weights add up to it.
     """
-    records: list[Record] = sorted(reduced.records, key=lambda record: record.client)
-    weighted = sum(record.weight for record in records) if fixed is None else fixed
-    assert reduced.sum.layout is not None
-    mean: Msg = reduced.sum.mean({name: len(records) if name in algorithm.unweighted else weighted
-                                  for name, _, _ in reduced.sum.layout.parts})
+    mean: Msg = reduced.sum.mean(denominators(reduced, algorithm, fixed))
     for stage in reversed(list(pipeline.values())):
         mean = stage.decode(mean)
     return mean
+
+
+def denominators(reduced: Reduced, algorithm: ServerAlgorithm, fixed: float | None) -> dict[str, float]:
+    """Return by name what the sum is to be divided by."""
+    records: list[Record] = sorted(reduced.records, key=lambda record: record.client)
+    weighted = sum(record.weight for record in records) if fixed is None else fixed
+    assert reduced.sum.layout is not None
+    return {name: len(records) if name in algorithm.unweighted else weighted
+            for name, _, _ in reduced.sum.layout.parts}
+
+
+def updated(s: Tree, reduced: Reduced, algorithm: ServerAlgorithm, fixed: float | None, pipeline: Mapping[str, Stage],
+            info: RoundInfo) -> Tree:
+    """Return the server state after a round.
+
+    A large model of a ``coordinatewise`` algorithm is updated piece by piece, in place: neither the mean nor any
+    vector of the update is ever there as a whole, and pieces stay in the cache. The bits are the same.
+    """
+    assert reduced.sum.layout is not None
+    sizes = {t.numel() for t in tree_flat(s).values()} | {numel for _, numel, _ in reduced.sum.layout.parts}
+    decoded = any(type(stage).decode is not Stage.decode for stage in pipeline.values())
+    if not vars(type(algorithm)).get("coordinatewise") or decoded or len(sizes) > 1 or max(sizes) <= PIECE:
+        return algorithm.server_update(s, mean_of(reduced, algorithm, fixed, pipeline), info)
+    by = denominators(reduced, algorithm, fixed)
+    reduced.sum.carry()
+    for start in range(0, max(sizes), PIECE):
+        part = slice(start, start + PIECE)
+        before = tree_map(lambda t, part=part: t[part], s)
+        # What it returns may hold a view of what is written over.
+        after = tree_map(torch.clone, algorithm.server_update(before, reduced.sum.mean_of_part(by, part), info))
+        tree_map(Tensor.copy_, before, after)
+    return s
+
+
+def apart(s: Tree) -> Tree:
+    """Return a server state in which no two tensors share memory."""
+    seen: set[int] = set()
+
+    def alone(t: Tensor) -> Tensor:
+        where = t.untyped_storage().data_ptr()
+        if where in seen:
+            return t.clone()
+        seen.add(where)
+        return t
+
+    return tree_map(alone, s)

@@ -6,11 +6,13 @@ of the result do not depend on placement and arrival.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from ..contracts import Msg
-from .layout import DTYPES, Layout, Weights, largest
+from .layout import DTYPES, Layout, Weights, largest, stack_of
 
 
 class FastSum:
@@ -29,21 +31,26 @@ class FastSum:
                                   device=device)
 
     def add(self, msg: Msg, weights: Weights, client: int, round: int) -> None:
-        """Add weights[name] * msg[name] for every name.
+        """Add weights[name] * msg[name] of one client for every name; see ``add_stack``."""
+        self.add_stack(*stack_of(msg, weights), [client], round)
+
+    def add_stack(self, msg: Msg, weights: Mapping[str, Sequence[float]], clients: Sequence[int], round: int) -> None:
+        """Add the sum over i of weights[name][i] * msg[name][i] for every name; msg[name] is [clients, numel].
 
         Raises:
             NonFiniteUpdate: if an entry is NaN or infinite.
             ClientError: if the layout differs from that of the uploads before it.
         """
-        layout = Layout.of(msg, client, round)
+        layout = Layout.of(msg, clients[0], round)
         if self.layout is None:
             self.shape_as(layout, next(iter(msg.values())).device)
         else:
-            self.layout.same(layout, client, round)
-        largest(msg, weights, client, round)
+            self.layout.same(layout, clients[0], round)
+        largest(msg, weights, clients, round)
         start = 0
         for name, numel, _ in layout.parts:
-            self.buffer[start:start + numel].add_(msg[name], alpha=weights[name])
+            for row, weight in zip(msg[name].unbind(), weights[name], strict=True):
+                self.buffer[start:start + numel].add_(row, alpha=weight)
             start += numel
 
     def carry(self) -> None:
@@ -51,9 +58,13 @@ class FastSum:
 
     def mean(self, denominators: Weights) -> dict[str, Tensor]:
         """Return sum / denominators[name] for every name, in the dtype of the uploads."""
+        return self.mean_of_part(denominators, slice(None))
+
+    def mean_of_part(self, denominators: Weights, part: slice) -> dict[str, Tensor]:
+        """Return these entries of the mean of every name."""
         assert self.layout is not None
         out, start = {}, 0
         for name, numel, dtype in self.layout.parts:
-            out[name] = (self.buffer[start:start + numel] / denominators[name]).to(DTYPES[dtype])
+            out[name] = (self.buffer[start:start + numel][part] / denominators[name]).to(DTYPES[dtype])
             start += numel
         return out

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -121,6 +122,17 @@ class LinearModelTask(SupervisedTask):
             guess = self.test[0].double() @ x > 0
             metrics["accuracy"] = float((guess == (self.test[1] > 0.5)).double().mean())
         return metrics
+
+    def evaluator(self, samples: int | None, rng: np.random.Generator) -> LinearModelTask:
+        """Return the task itself: an evaluation changes nothing in it.
+
+        Raises:
+            ConfigError: if some samples only are asked for.
+        """
+        if samples is not None:
+            raise ConfigError("evaluate.samples", samples, f"null with task {type(self).__name__}",
+                              "Its evaluation is exact, on the data of all clients.")
+        return self
 
     @property
     def _features(self) -> Tensor:

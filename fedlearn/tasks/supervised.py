@@ -130,8 +130,26 @@ class SupervisedTask:
                     hits += float((guess == ys).sum())
                     count += ys.numel()
         self.model.train(was_training)
-        metrics = {"loss": total / len(self.test[1])}
-        return metrics | {"accuracy": hits / count} if classes else metrics
+        metrics = {"loss": total / len(self.test[1])} | ({"accuracy": hits / count} if classes else {})
+        return metrics | {"samples": len(self.test[1])}
+
+    def evaluator(self, samples: int | None, rng: np.random.Generator) -> SupervisedTask:
+        """Return the task with a model of its own and ``samples`` test samples, drawn without replacement (None: all).
+
+        Raises:
+            ConfigError: if there are not so many.
+        """
+        there = copy(self)
+        there.model = deepcopy(self.model)
+        if samples is not None:
+            count = 0 if self.test is None else len(self.test[0])
+            if not 1 <= samples <= count:
+                allowed = f"null or 1 to {count}, the samples of the test set" if count else "null without a test set"
+                raise ConfigError("evaluate.samples", samples, allowed)
+            assert self.test is not None
+            index = torch.from_numpy(np.sort(rng.choice(count, samples, replace=False))).to(self.test[0].device)
+            there.test = self.test[0][index], self.test[1][index]
+        return there
 
     def named(self, x: Vec) -> dict[str, Tensor]:
         """Return the model's whole state dict at the trainable weights x [P]."""

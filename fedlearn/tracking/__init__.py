@@ -15,7 +15,10 @@ class Tracker(Protocol):
         ...
 
     def round(self, metrics: Mapping[str, Any]) -> None:
-        """Hear one line of metrics.jsonl; round r is the state after r rounds."""
+        """Hear one line of metrics.jsonl; round r is the state after r rounds.
+
+        Lines come in order; with evaluation aside, those that wait for one come after a later round.
+        """
         ...
 
     def finished(self, summary: Mapping[str, Any]) -> None:

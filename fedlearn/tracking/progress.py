@@ -39,7 +39,7 @@ class Progress:
             kind = "bar" if stream.isatty() and os.environ.get("TERM") != "dumb" else "plain"
         self.kind, self.rounds, self.title, self.stream = kind, rounds, title, stream
         self.latest: dict[str, float] = {}  # the last value of every metric: evaluations may be rare
-        self.up = self.down = 0.0
+        self.up = self.down = self.evaluated = self.aside = 0.0
         self.done = self.first = 0
         self.began = self.spoke = monotonic()
         self.live: Live | None = None
@@ -49,7 +49,7 @@ class Progress:
         self.began = self.spoke = monotonic()
         for line in RunFolder(folder).metrics() if folder else ():
             self._take(line)
-        self.first = self.done
+        self.first, self.evaluated, self.aside = self.done, 0.0, 0.0
         if self.kind == "bar":
             self._open_bar()
 
@@ -89,6 +89,9 @@ class Progress:
         self.done = int(metrics.get("round", self.done))
         self.up += metrics.get("bytes_up", 0)
         self.down += metrics.get("bytes_down", 0)
+        seconds = metrics.get("seconds", {})
+        self.evaluated += seconds.get("evaluate", 0.0)
+        self.aside += seconds.get("aside", 0.0)
         self.latest |= {k: v for k, v in metrics.items() if isinstance(v, int | float)}
 
     def _head(self) -> str:
@@ -111,6 +114,9 @@ class Progress:
     def _times(self) -> str:
         gone, done = monotonic() - self.began, self.done - self.first
         text = human_seconds(gone)
+        parts = [("evaluation", self.evaluated), ("evaluation aside", self.aside)]
+        if shown := [f"{name} {human_seconds(s)}" for name, s in parts if s >= 1]:
+            text += f" ({', '.join(shown)})"
         if done > 0 and self.done < self.rounds:
             text += f"  left {human_seconds(gone / done * (self.rounds - self.done))}"
         return text

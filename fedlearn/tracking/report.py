@@ -23,6 +23,8 @@ LINES = ("-", "--", ":", "-.")
 def table(runs: Runs, colour: bool | None = None) -> str:
     """Return a table that compares runs: rounds, accuracy, losses, bytes and seconds.
 
+    The seconds are those of the rounds, then those that the rounds waited for evaluations, then those
+    of evaluations beside them. The best accuracy is among those on the most test samples.
     The best of a column stands out. ``colour`` None means: if standard output is a terminal;
     without it the text is plain Markdown. Columns that no run has are left out.
     """
@@ -129,14 +131,28 @@ def _last(key: str) -> Callable[[Metrics], float | None]:
 
 
 def _best(key: str) -> Callable[[Metrics], float | None]:
-    return lambda metrics: max((line[key] for line in metrics if key in line), default=None)
+    """Read the best value among the evaluations that stand on the most test samples."""
+    def best(metrics: Metrics) -> float | None:
+        there = [line for line in metrics if key in line]
+        most = max((line.get("test_samples", 0) for line in there), default=0)
+        return max((line[key] for line in there if line.get("test_samples", 0) == most), default=None)
+    return best
 
 
 def _total(key: str) -> Callable[[Metrics], float | None]:
     def total(metrics: Metrics) -> float | None:
         values = [line[key] for line in metrics if key in line]
-        return sum(sum(v.values()) if isinstance(v, Mapping) else v for v in values) if values else None
+        return sum(values) if values else None
     return total
+
+
+def _seconds(kind: str) -> Callable[[Metrics], float | None]:
+    """Read the seconds of one kind; ``rounds`` are all but those of evaluations."""
+    def seconds(metrics: Metrics) -> float | None:
+        found = [s for line in metrics for name, s in line.get("seconds", {}).items()
+                 if name == kind or (kind == "rounds" and name not in ("evaluate", "aside"))]
+        return sum(found) if found else None
+    return seconds
 
 
 def _number(value: float) -> str:
@@ -149,8 +165,11 @@ COLUMNS: tuple[tuple[str, Callable[[Metrics], float | None], Callable[[float], s
     ("accuracy", _last("test_accuracy"), "{:.1%}".format, max),
     ("best", _best("test_accuracy"), "{:.1%}".format, max),
     ("test loss", _last("test_loss"), _number, min),
+    ("tested on", _last("test_samples"), "{:.0f}".format, None),
     ("train loss", _last("train_loss"), _number, min),
     ("up", _total("bytes_up"), human_bytes, min),
     ("down", _total("bytes_down"), human_bytes, min),
-    ("seconds", _total("seconds"), "{:.1f}".format, min),
+    ("seconds", _seconds("rounds"), "{:.1f}".format, min),
+    ("evaluation", _seconds("evaluate"), "{:.1f}".format, min),
+    ("aside", _seconds("aside"), "{:.1f}".format, None),
 )

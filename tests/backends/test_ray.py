@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from backends.unruly import Huge, Leaves, Signalled, Slow, poisoned
+from backends.unruly import Huge, Leaves, Signalled, Slow, Writes, poisoned
 from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
+from fedlearn.backends import ray_turn
 from fedlearn.backends.ray_actors import RayActors
-from fedlearn.errors import ConfigError, NonFiniteUpdate, UpdateOverflow, WorkerError
+from fedlearn.backends.ray_turn import Turn
+from fedlearn.errors import ClientError, ConfigError, NonFiniteUpdate, UpdateOverflow, WorkerError
 from fedlearn.vectors import digest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tidy")]
@@ -37,6 +39,24 @@ def test_a_cluster_of_its_own_with_more_actors_than_cores() -> None:
         pytest.skip("the process is connected to a cluster already")
     assert final(RayActors(workers=(os.cpu_count() or 1) + 1)) == final()
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, 0), (5, 5)])
+def test_actors_of_a_cluster_of_its_own_are_as_nice_as_asked(asked: int | None, found: int) -> None:
+    ray = pytest.importorskip("ray")
+    if ray.is_initialized():
+        pytest.skip("the process is connected to a cluster already")
+    _, workers = begin(experiment(FedAvg(), backend=RayActors(workers=1, niceness=asked)))
+    try:
+        assert ray.get(workers.seats[0].actor.__ray_call__.remote(lambda actor: os.nice(0))) == found
+    finally:
+        workers.close()
+
+
+@joined
+def test_the_niceness_of_a_joined_cluster_cannot_be_set() -> None:
+    with pytest.raises(ConfigError, match="^backend.niceness: found 5; allowed: null .*RAY_worker_niceness=5"):
+        begin(experiment(FedAvg(), backend=RayActors(workers=1, niceness=5)))
 
 
 @joined
@@ -106,6 +126,34 @@ def test_a_lost_actor_does_not_change_a_bit(tmp_path: Path, sent: int) -> None:
 
 
 @joined
+@pytest.mark.parametrize("reduce", ["exact", "fast"])
+def test_an_actor_that_is_lost_while_its_large_sum_is_fetched(monkeypatch: pytest.MonkeyPatch, reduce: str) -> None:
+    import ray
+    choices: dict[str, Any] = {"task": blobs(features=20_000), "algorithm": FedAvg(), "rounds": 1, "cohort": 4}
+    killed, add = [], Turn._add
+
+    def kill_after_the_second_piece(turn: Turn, seat: Any, piece: Any) -> None:
+        add(turn, seat, piece)
+        if not killed and seat.added == 2 * len(piece):
+            ray.kill(seat.actor)
+            killed.append(seat)
+
+    monkeypatch.setattr(ray_turn, "PIECE", 10_000)
+    monkeypatch.setattr(Turn, "_add", kill_after_the_second_piece)
+    x = play(experiment(**choices, reduce=reduce, backend=RayActors(workers=2)))[0]
+    assert killed
+    assert digest(x) == final(**choices) if reduce == "exact" else torch.allclose(x, play(experiment(**choices))[0])
+
+
+@joined
+def test_an_algorithm_that_writes_to_what_all_actors_share() -> None:
+    loop, workers = begin(experiment(Writes(), cohort=1, backend=RayActors(workers=1)))
+    with pytest.raises(ClientError, match="changed the broadcast 'x'.*local_init"):
+        loop.round(0)
+    workers.close()
+
+
+@joined
 def test_too_many_lost_actors_are_an_error(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     marker.touch()
@@ -143,7 +191,8 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         begin(experiment(FedAvg(), backend=RayActors()))
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"timeout": 0}, {"chunk": -1}, {"replacements": -1}])
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"timeout": 0}, {"chunk": -1}, {"replacements": -1},
+                                   {"niceness": 20}])
 def test_settings_out_of_range(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=f"^backend.{next(iter(wrong))}: "):
         RayActors(**wrong)

@@ -142,7 +142,8 @@ def test_a_taken_port() -> None:
             begin(experiment(FedAvg(), backend=Torchrun(workers=2, port=taken.getsockname()[1])))
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"timeout": 0}, {"port": 70000}, {"device": "gpu"}])
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"timeout": 0}, {"port": 70000}, {"device": "gpu"},
+                                   {"wire": "fp8"}])
 def test_settings_out_of_range(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=f"^backend.{next(iter(wrong))}: "):
         Torchrun(**wrong)

@@ -71,6 +71,14 @@ class Slow(FedAvg):
 
 
 @dataclass(frozen=True)
+class Writes(FedAvg):
+    """Changes what was broadcast, in place."""
+
+    def local_init(self, b: Msg, c: Tree) -> Tree:
+        return b["x"]
+
+
+@dataclass(frozen=True)
 class Huge(FedAvg):
     """Sends uploads of which one fits the exact sum and several do not."""
 

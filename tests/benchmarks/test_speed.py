@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed import contestants, report, summary
+from benchmarks.speed import bars, contestants, machine, report, studies, summary
 from benchmarks.speed.race import Contestant, race
 from benchmarks.speed.workloads import WORKLOADS, quick
 
@@ -76,6 +76,72 @@ def test_quick_is_the_same_kind_of_problem() -> None:
     for workload in WORKLOADS.values():
         toy = quick(workload)
         assert (toy.task, toy.model[0], toy.whole) == ("digits", workload.model[0], workload.whole)
+
+
+HOARD = """
+import mmap, sys, time
+private = bytearray(30_000_000)
+private[::4096] = b"x" * len(private[::4096])
+with open(sys.argv[1], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    sum(mapped[::4096])
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc/PID/smaps_rollup (Linux)")
+def test_memory_is_told_from_mapped_files(tmp_path: Path) -> None:
+    """What is mapped from a file does not count as memory, and a child counts with its parent."""
+    (tmp_path / "file").write_bytes(b"x" * 50_000_000)
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOARD!r}, sys.argv[1]])"
+    process = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path / "file")], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    memory, mapped = machine.memory_mb(process.pid)
+    process.communicate("\n", timeout=20)
+    assert 30 <= memory < 60 and 50 <= mapped < 80
+
+
+def bar_rows(records: dict[str, list[dict]]) -> dict[str, list[str]]:
+    """Return measured, bar and verdict by quantity."""
+    return {what: rest for what, *rest in bars.cells(records)}
+
+
+def test_bars_compare_the_fastest_placement_with_the_fastest_peer() -> None:
+    """Peers and bare PyTorch are told apart, bf16 from float32, and other algorithms do not count for FedAvg."""
+    times = {"bare PyTorch": 12.0, "fedlearn": 3.0, "fedlearn, torchrun 2": 2.0, "fedlearn, torchrun 2, scaffold": 1.0,
+             "fedlearn, scaffold": 6.0, "pfl": 30.0, "pfl, torchrun 2": 19.0, "Flower, 2 actors": 100.0,
+             "fedlearn, torchrun 2, precision=bf16": 0.5, "fedlearn, oracle=autograd": 12.0}
+    records = [r for name, seconds in times.items() for r in rounds(name, *[seconds] * 3)]
+    found = bar_rows({"W1L": records, "W2": records})
+    assert found["W1L over the fastest peer"] == ["9.5x (fedlearn, torchrun 2; pfl, torchrun 2)", "at least 10x",
+                                                  "**not reached**"]
+    assert found["W1L over bare PyTorch, one thread"] == ["6x (fedlearn, torchrun 2)", "at least 6x", "reached"]
+    assert found["W1L over Flower"][0].startswith("50x") and found["W1L over Flower"][2] == "reached"
+    assert found["W1L scaffold, time against FedAvg"] == ["2x", "at most 1.5x", "**not reached**"]
+    assert found["W1L scaffold, time against FedAvg, torchrun 2"] == ["0.5x", "at most 1.5x", "reached"]
+    assert found["W2 over the fastest peer, bf16"][0].startswith("38x")
+    assert found["W2 over bare PyTorch, one thread, bf16"][1:] == ["-", ""]
+    assert found["W2 autograd oracle, time against bare PyTorch"] == ["1x", "at most 1.03x", "reached"]
+    assert found["W1M over the fastest peer"] == ["not measured", "at least 4x", ""]
+    assert found["W3 wall time against the fastest peer"] == ["not measured", "at most 0.6x", ""]
+
+
+def test_bars_of_population_and_profile() -> None:
+    """Time and memory against the smaller population; shares of the profiled rounds."""
+    population = []
+    for clients, seconds, memory in ((1_000, 1.0, 200.0), (1_000_000, 1.05, 401.0)):
+        name = studies.of(clients)
+        population += [*rounds(name, seconds), {"kind": "final", "name": name, "memory_mb": memory, "mapped_mb": 9.0}]
+    shares = {"oracle": 0.91, "local algorithm": 0.05, "reduce": 0.035, "batches": 0.005}
+    found = bar_rows({"population": population, "profile": [{"kind": "profile", "name": "W2", "shares": shares}]})
+    assert found["1,000,000 clients against 1,000: round time"] == ["1.05x", "at most 1.1x", "reached"]
+    assert found["1,000,000 clients against 1,000: memory"] == ["201 MB more", "at most 200 MB more", "**not reached**"]
+    outside = found["W2 share of a round outside the oracle"]
+    assert outside == ["9.0% (local algorithm 5.0%, reduce 3.5%, batches 0.5%)", "at most 5.0%", "**not reached**"]
+    assert found["W2 share of a round of the framework"] == ["4.0%", "at most 5.0%", "reached"]
+    assert found["W2 share of the exact reduction"] == ["3.5%", "at most 3.0%", "**not reached**"]
 
 
 @pytest.mark.slow

@@ -145,6 +145,22 @@ def test_server_update_is_pure(algorithm: ServerAlgorithm) -> None:
     assert not torch.equal(algorithm.model(one), algorithm.model(s))
 
 
+@served
+def test_a_server_that_says_so_treats_every_coordinate_by_itself(algorithm: ServerAlgorithm) -> None:
+    s = algorithm.server_init(torch.ones(SIZE, dtype=torch.float64))
+    b, cs = start(algorithm)
+    mean, _ = reply(algorithm, b, cs[0], alone(problem(), 0), 2)
+    info = RoundInfo(0, 9, 2, CLIENTS)
+    halves = []
+    for part in (slice(0, 2), slice(2, SIZE)):
+        s_part, mean_part = tree_map(lambda v, part=part: v[part], (s, dict(mean)))
+        halves.append(algorithm.server_update(s_part, mean_part, info))
+    pieces = tree_map(lambda *parts: torch.cat(parts), *halves)
+    if algorithm.coordinatewise:
+        close(pieces, algorithm.server_update(s, mean, info), rtol=0)
+    assert algorithm.coordinatewise or isinstance(algorithm, FedBuff | GradientCoding)
+
+
 @every
 def test_schedule_factor_multiplies_the_client_step_size(algorithm: Any) -> None:
     b, cs = start(algorithm)

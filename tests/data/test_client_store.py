@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
 import warnings
@@ -197,3 +198,44 @@ def test_raw_data_that_does_not_belong_together_is_refused():
         RawData(*zeros(2), zeros(2)[0], zeros(3)[1], classes=1)
     with pytest.raises(DataError, match="groups: found 1 entries for 2 training samples"):
         RawData(*zeros(2), *zeros(2), classes=1, groups=np.array([0]))
+
+
+class Recorded:
+    """What is asked of a mapping, by byte."""
+
+    def __init__(self) -> None:
+        self.asked: set[int] = set()
+        self.calls = 0
+
+    def madvise(self, option: int, start: int, length: int) -> None:
+        assert option == mmap.MADV_WILLNEED and start % mmap.PAGESIZE == 0
+        self.asked |= set(range(start, start + length))
+        self.calls += 1
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_expected_clients_are_read_ahead_and_no_others(tmp_path: Path, stays: bool) -> None:
+    sizes = [300, 1, 700, 20]
+    ClientStore.from_clients([(np.ones((n, 9), np.float32), np.zeros(n)) for n in sizes]).save(tmp_path)
+    store = ClientStore.open(tmp_path)
+    store.expect([0, 3])                # the real call
+    store = ClientStore.open(tmp_path)
+    store.__dict__["_stays"] = stays
+    recorded = []
+    for array in store.mapped:
+        recorded.append(Recorded())
+        array._mmap = recorded[-1]      # type: ignore[attr-defined]
+    store.expect([2, 1])
+    store.expect([1])
+    for array, seen in zip(store.mapped, recorded, strict=True):
+        row = array.strides[0]
+        begin = array.offset + 300 * row
+        assert set(range(begin, array.offset + 1001 * row)) <= seen.asked
+        assert min(seen.asked) > begin - mmap.PAGESIZE and max(seen.asked) < array.offset + 1001 * row
+        assert seen.calls == (2 if stays else 3)
+
+
+def test_a_store_in_memory_expects_nothing() -> None:
+    store = ClientStore.from_clients([(np.ones((2, 3), np.float32), np.zeros(2))])
+    store.expect([0])
+    assert store.mapped == ()

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "fedlearn").rglob("*.py"))
-GROUND = {"contracts", "vectors", "seeds", "errors"}
+GROUND = {"contracts", "vectors", "seeds", "errors", "draws"}
 FIRST = {"algorithms", "pipeline", "reducers", "policies", "data", "models"}
 WORK = GROUND | FIRST | {"tasks", "oracles", "states", "work", "worker", "experiment"}
 ALL = WORK | {"backends", "protocols", "tracking", "checkpoint", "config"}
@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "protocols": WORK | {"backends"},
     **dict.fromkeys(["states", "tracking", "checkpoint"], GROUND),
     "config": ALL,
-    "profile": ALL,
-    "execute": ALL | {"profile"},
-    "api": ALL | {"execute"},
+    "evaluation": WORK,
+    "profile": ALL | {"evaluation"},
+    "execute": ALL | {"evaluation", "profile"},
+    "api": ALL | {"execute", "profile"},
     "perform": ALL | {"execute", "profile"},
     "cli": ALL | {"execute", "perform"},
     **dict.fromkeys(["__init__", "__main__"], ALL | {"execute", "perform", "api", "cli"}),

@@ -20,7 +20,7 @@ from fedlearn.errors import ConfigError
 from fedlearn.models.cnn import CNN
 from fedlearn.models.resnet import ResNet
 from fedlearn.oracles.autograd import Autograd
-from fedlearn.oracles.convolution import Convolution, channels_last, reorder
+from fedlearn.oracles.convolution import FEW, Convolution, channels_last, reorder
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.tasks.least_squares import LeastSquares
 from fedlearn.tasks.quadratic import Quadratic
@@ -150,7 +150,8 @@ def test_auto_takes_it_for_nets_without_normalisation_and_it_says_what_it_does()
     chosen = images("cnn").oracle()
     assert isinstance(chosen, Convolution) and "channels_last, 2 pooling before ReLU" in chosen.describe()
     assert type(images("resnet").oracle()) is Autograd
-    assert "bfloat16 with float32 weights" in images("cnn").oracle("auto", "bf16").describe()
+    words = images("cnn").oracle("auto", "bf16").describe()
+    assert "bfloat16 with float32 weights" in words and "linear layers of up to 64 samples in float32" in words
 
 
 @pytest.mark.parametrize("oracle", ["conv", "autograd", "auto"])
@@ -161,6 +162,25 @@ def test_bf16_trains_nearly_the_same_model_from_float32_weights(oracle: str) -> 
     moved = exact - choices["task"].initial(0)
     assert low.dtype == torch.float32 and not torch.equal(low, exact)
     assert float((low - exact).norm() / moved.norm()) < 0.1
+
+
+@pytest.mark.parametrize(("samples", "dtype"), [(1, torch.float32), (FEW, torch.float32), (FEW + 1, torch.bfloat16)])
+def test_linear_layers_compute_in_bf16_only_for_large_batches_on_a_cpu(samples: int, dtype: torch.dtype) -> None:
+    oracle = images("cnn").oracle("conv", "bf16")
+    assert isinstance(oracle, Convolution)
+    seen: list[torch.dtype] = []
+    oracle.model.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    oracle.enter([3])
+    oracle.at([torch.arange(samples) % 40])
+    oracle.grad(images("cnn").initial(0))
+    assert seen == [dtype]
+
+
+def test_where_bf16_gains_nothing_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, said in ((False, True), (True, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has}, raising=False)
+        assert ("rarely faster" in images("cnn").oracle("auto", "bf16").describe()) == said
+        assert "faster" not in images("cnn").oracle().describe()
 
 
 def test_gradients_in_bf16_are_close_and_their_hessian_too() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracles.nets import ACTIVATIONS, OUTPUTS, SIZES, far, federation, net
@@ -17,6 +18,7 @@ from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.fedprox import FedProx
 from fedlearn.algorithms.minibatch_sgd import MinibatchSGD
 from fedlearn.algorithms.scaffold import Scaffold
+from fedlearn.draws import Draws
 from fedlearn.errors import ClientError
 from fedlearn.oracles import dense
 from fedlearn.oracles.dense import Dense
@@ -216,11 +218,12 @@ def test_a_step_allocates_nothing_of_the_size_of_the_model() -> None:
     task = federation(nn.Sequential(nn.Linear(6, 3000), nn.ReLU(), nn.Linear(3000, 3)), dtype=torch.float32)
     oracle = task.oracle("dense")
     x = task.initial(0)
-    oracle.enter([3], [[torch.tensor([0, 1]), torch.tensor([2, 3])]])
-    for draw in oracle.batches.planned:
+    draws = Draws(np.array([0, 1, 2, 3, 4, 5]), [2, 2, 2])
+    oracle.enter([3], [draws])
+    for draw in draws[:2]:
         oracle.at([draw])
         oracle.grad(x)
-    oracle.at([oracle.batches.planned[0]])
+    oracle.at([draws[2]])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         oracle.grad(x)
     assert max(event.cpu_memory_usage for event in profile.events()) < 4 * len(x) / 10

@@ -70,7 +70,7 @@ def test_full_batch_is_everything_in_order_and_draws_nothing() -> None:
 
 
 def test_same_stream_same_batches() -> None:
-    one, two, other = (torch.cat(batches(rng(s), 45, LocalWork())).tolist() for s in (1, 1, 2))
+    one, two, other = (torch.cat(list(batches(rng(s), 45, LocalWork()))).tolist() for s in (1, 1, 2))
     assert one == two != other
 
 

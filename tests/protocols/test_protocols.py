@@ -63,7 +63,7 @@ def test_a_run_repeats_and_continues_from_its_snapshot_to_the_same_bits(name, al
 def test_fedbuff_with_equal_speeds_and_a_full_buffer_is_fedavg():
     # Full batches, so that the numbering of the random streams does not matter.
     local = LocalWork(steps=3, batch_size=None)
-    sync, _ = play(experiment(FedAvg(lr=0.2), weighting=UniformWeighting(), local=local))
+    sync, _ = play(experiment(FedAvg(lr=0.2), weighting=UniformWeighting(), local=local, stack=False))
     buffered, reports = play(experiment(FedBuff(lr=0.2, buffer=N), protocol=Asynchronous(), local=local))
     assert digest(sync) == digest(buffered)
     assert all(report.extra["staleness"] == 0 for report in reports)

@@ -96,8 +96,8 @@ def test_a_round_reads_and_allocates_in_proportion_to_the_cohort(algorithm, choi
     watch = Watch()
     run(algorithm=algorithm, model=nn.Linear(1, 2), clients=store, rounds=ROUNDS, cohort=COHORT, trackers=[watch],
         progress="none", folder=tmp_path / "run", checkpoint_every=1, **choices)
-    # Per client and round: its size for its weight, its batches and its record, and where its samples begin.
-    assert 0 < watch.read <= 4 * COHORT * (ROUNDS - 2)
+    # Per client and round: its size for its weight, its steps, its batches and its record, and where its samples begin.
+    assert 0 < watch.read <= 6 * COHORT * (ROUNDS - 2)
     assert watch.peak < POPULATION    # bytes: an eighth of one array over the population
 
 
@@ -111,7 +111,7 @@ def test_what_identifies_a_run_is_computed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "initial", lambda seed: calls.append(seed) or initial(seed))
     e: Experiment = experiment(FedAvg(), rounds=5, task=task, checkpoint_every=1)
     execute(e, RunFolder(tmp_path))
-    assert len(calls) == 3    # of the server, of the worker and of the identity
+    assert len(calls) == 4    # of the server, of the worker, of the trial of stacks and of the identity
 
 
 def test_the_count_of_states_in_memory_is_right(tmp_path):

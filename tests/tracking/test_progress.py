@@ -91,6 +91,20 @@ def test_a_resumed_run_keeps_its_totals(tmp_path: Path, monkeypatch: pytest.Monk
     assert "0:02  left 0:08" in out.getvalue()  # one round took 2 s, four are left
 
 
+def test_evaluation_is_shown_apart_from_its_first_second_on(tmp_path: Path) -> None:
+    out = io.StringIO()
+    p = Progress("plain", 9, file=out)
+    p.started(None, {})
+    p.round(lines(1, seconds={"work": 5.0, "evaluate": 0.6}))
+    p.round(lines(2, seconds={"work": 5.0, "evaluate": 0.6, "aside": 7.0}))
+    first, second = out.getvalue().splitlines()
+    assert "evaluation" not in first and "(evaluation 0:01, evaluation aside 0:07)  left" in second
+    RunFolder(tmp_path).append_metrics(lines(1, seconds={"work": 5.0, "evaluate": 6.0}))
+    p.started(tmp_path, {})  # like the clock, it starts anew
+    p.round(lines(2, seconds={"work": 5.0, "evaluate": 2.0}))
+    assert "(evaluation 0:02)" in out.getvalue().splitlines()[-1]
+
+
 def test_none_is_silent() -> None:
     out = io.StringIO()
     p = Progress("none", 1, file=out)

@@ -1,0 +1,101 @@
+"""Client states on disk: the bytes that were put, bounded memory with and without a folder, and what damage says."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import experiment, play
+
+from fedlearn.algorithms.scaffold import Scaffold
+from fedlearn.backends.inprocess import InProcessWorkers
+from fedlearn.errors import CheckpointError
+from fedlearn.execute import execute
+from fedlearn.states import States
+from fedlearn.vectors import digest, tree_flat
+
+
+def tree(seed: int):
+    """A state of several types and shapes, some of which start at odd bytes in the file."""
+    g = torch.Generator().manual_seed(seed)
+    return {"flags": torch.rand(3, generator=g) < 0.5, "wide": torch.rand(5, generator=g, dtype=torch.float64),
+            "none": torch.empty(0), "low": torch.rand(2, 3, generator=g).bfloat16(), "x": torch.rand(7, generator=g),
+            "count": torch.tensor(seed), "view": torch.rand(4, 6, generator=g).t()}
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_state_comes_back_from_its_file_as_it_was(tmp_path, through):
+    states = States(tree(0), tmp_path, through)
+    for client in range(4):
+        states.put(client, 7, tree(client))
+    states.flush([(client, 7) for client in range(4)])
+    other = States(tree(0), tmp_path)
+    for client in range(4):
+        read, put = tree_flat(other.get(client, 7)), tree_flat(tree(client))
+        assert list(read) == list(put)
+        for name, t in put.items():
+            assert torch.equal(read[name], t) and read[name].dtype == t.dtype and read[name].shape == t.shape
+    assert {path.stat().st_size for path in tmp_path.iterdir()} == {states.size}
+
+
+def test_a_state_that_was_cut_short_is_refused(tmp_path):
+    states = States(torch.zeros(4), tmp_path, through=True)
+    states.put(3, 1, torch.ones(4))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"client 3 as of work 1 cannot be read from .* \(15 of 16 bytes\)"):
+        states.get(3, 1)
+
+
+def test_without_a_folder_memory_is_bounded_too_and_nothing_is_left_behind():
+    states = States(torch.zeros(1000), memory=10 * 4000)
+    for m in range(8):
+        states.put(m, 0, torch.full((1000,), float(m)))
+    assert states.spilled is None    # no folder is made before it is needed
+    for m in range(8, 50):
+        states.put(m, 0, torch.full((1000,), float(m)))
+        assert states.count <= 10
+    assert [states.get(m, 0)[0].item() for m in (0, 25, 49)] == [0, 25, 49]
+    folder = states.spilled
+    assert folder is not None and len(list(folder.iterdir())) == 40
+    states.flush([(m, 0) for m in range(45, 50)])    # as a checkpoint says which states count
+    states.prune([(m, 0) for m in range(20, 50)])
+    assert len(list(folder.iterdir())) == 20 and states.get(20, 0)[0].item() == 20
+    with pytest.raises(CheckpointError, match="client 0 as of work 0"):
+        states.get(0, 0)
+    del states
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_what_is_on_disk_is_not_written_again(tmp_path):
+    states = States(torch.zeros(4), tmp_path, memory=2 * 16)
+    states.put(0, 0, torch.ones(4))
+    states.flush([(0, 0)])
+    path = tmp_path / "0.0.state"
+    before = path.stat().st_ino
+    for m in range(1, 5):    # evicts client 0
+        states.put(m, 0, torch.ones(4))
+    assert 0 not in states.held and path.stat().st_ino == before
+    states.prune([])
+    states.put(0, 0, torch.full((4,), 2.0))
+    states.flush([(0, 0)])
+    np.testing.assert_array_equal(np.fromfile(path, np.float32), 2)
+
+
+def test_a_run_without_a_folder_lets_go_of_replaced_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    commit = InProcessWorkers.commit
+
+    def watched(self: InProcessWorkers, *args: Any) -> None:
+        commit(self, *args)
+        assert self.worker.states is not None
+        held.append({client: list(versions) for client, versions in self.worker.states.held.items()})
+
+    monkeypatch.setattr(InProcessWorkers, "commit", watched)
+    with_folder = execute(experiment(Scaffold(lr=0.1), rounds=23, cohort=3))
+    assert len(held) == 2 and all(len(versions) == 1 for versions in held[-1].values())
+    assert with_folder.sha256 == digest(play(experiment(Scaffold(lr=0.1), rounds=23, cohort=3))[0])
