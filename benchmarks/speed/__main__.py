@@ -33,6 +33,8 @@ from benchmarks.speed.workloads import WORKLOADS, Workload, prepare, quick
 from fedlearn.errors import FedlearnError
 
 STUDIES = ("population", "cohort", "sync", "profile")
+# One round of milliseconds after others' turns finds cold caches, which it does not find in a run.
+BLOCK = 5
 
 
 class Recorder:
@@ -93,7 +95,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="contestants by name; repeatable")
     parser.add_argument("--rounds", type=int, help="timed rounds instead of the workload's")
     parser.add_argument("--repeats", type=int, default=3, help="timed processes in W3 (3)")
-    parser.add_argument("--block", type=int, default=1, help="consecutive rounds in a turn (1)")
+    parser.add_argument("--block", type=int,
+                        help=f"consecutive rounds in a turn ({BLOCK}; 1 where few are timed)")
     parser.add_argument("--patience", type=float, default=15.0,
                         help="seconds that each race may wait for an idle machine (15)")
     parser.add_argument("--quick", action="store_true", help="toy data, one round: does it work at all?")
@@ -135,14 +138,15 @@ def _workload(workload: Workload, args: argparse.Namespace, recorder: Recorder, 
         chosen = for_rounds(workload, args.peers, args.all)
         chosen += [ours(**dict(pair.split("=", 1) for pair in text.split())) for text in args.also]
         chosen = _only(chosen, args.only)
-        race(chosen, folder, workload.rounds, workload.warmup, scratch, recorder, args.block, args.patience)
+        race(chosen, folder, workload.rounds, workload.warmup, scratch, recorder, _block(args, workload.rounds),
+             args.patience)
     recorder.finish([c.name for c in chosen if c.same])
 
 
 def _study(name: str, args: argparse.Namespace, recorder: Recorder, scratch: Path) -> None:
     rounds, warmup = (1, 1) if args.quick else (args.rounds or studies.ROUNDS.get(name, 20), 3)
     run: Callable[[list[Contestant], Path], None] = lambda chosen, folder: race(  # noqa: E731
-        _only(chosen, args.only), folder, rounds, warmup, scratch, recorder, args.block, args.patience)
+        _only(chosen, args.only), folder, rounds, warmup, scratch, recorder, _block(args, rounds), args.patience)
     if name == "population":
         recorder.race(name, "Round time against population",
                       f"FedAvg in process, cohort {studies.COHORT}, {studies.SAMPLES} samples a client, made when "
@@ -177,6 +181,10 @@ def _study(name: str, args: argparse.Namespace, recorder: Recorder, scratch: Pat
                           "vector over two gloo processes; ratio to that.", "growth", studies.RAW)
             run(studies.synchronisation(parameters, rounds + warmup), scratch)
             recorder.finish([])
+
+
+def _block(args: argparse.Namespace, rounds: int) -> int:
+    return args.block or (BLOCK if rounds >= 4 * BLOCK else 1)
 
 
 def _only(contestants: list[Contestant], patterns: list[str]) -> list[Contestant]:

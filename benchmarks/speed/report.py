@@ -16,14 +16,15 @@ Records = Sequence[Mapping[str, Any]]
 Cells = list[list[str]]
 QUIET = "measured while other processes were busy"
 MEANING = """Every contestant is a process of its own and reads the same prepared arrays: splits, cohorts, batch order,
-initial weights. Rounds take turns: round i of every contestant, then round i + 1. A *round* is one communication
-round without evaluation; the first rounds are not timed. *Ratio* is the median time over bare PyTorch's, with a 95 %
-bootstrap interval over rounds. *Difference* is the largest absolute difference of the final weights from bare
-PyTorch's; other algorithms than FedAvg end elsewhere. (Through ReLU and max pooling a difference in the last bit
-grows: on W2 from 1e-8 after one round to 1e-4 after the next, for every contestant.) *Memory* is the largest
-anonymous and shared memory of all processes of the contestant together, between rounds; *mapped* are the pages of
-files that they have in memory, libraries and data, which the system takes back when it needs room (pages that several
-processes share count once in both). *Start* is from the shell to the first round."""
+initial weights. Rounds take turns: five rounds of every contestant, then the next five (one by one where few are
+timed, because they take seconds). A *round* is one communication round without evaluation; the first rounds are not
+timed. *Ratio* is the median time over bare PyTorch's, with a 95 % bootstrap interval over rounds. *Difference* is the
+largest absolute difference of the final weights from bare PyTorch's; other algorithms than FedAvg end elsewhere.
+(Through ReLU and max pooling a difference in the last bit grows: on W2 from 1e-8 after one round to 1e-4 after the
+next, for every contestant.) *Memory* is the largest anonymous and shared memory of all processes of the contestant
+together, between rounds; *mapped* are the pages of files that they have in memory, libraries and data, which the
+system takes back when it needs room (pages that several processes share count once in both). *Start* is from the
+shell to the first round."""
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
