@@ -44,7 +44,7 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
         sampling: Sampling | None = None, weighting: Weighting | None = None, schedule: Schedule | None = None,
         clock: Clock | None = None, pipeline: Mapping[str, Stage] | None = None, seed: int = 0,
         reduce: str = "exact", oracle: str = "auto", precision: str = "float32", stack: bool | str = "auto",
-        state_memory: int = 512, dtype: torch.dtype = torch.float32, evaluate_every: int = 1,
+        state_memory: int = 1024, dtype: torch.dtype = torch.float32, evaluate_every: int = 1,
         evaluate_samples: int | None = None, evaluate_aside: bool = False, checkpoint_every: int = 10,
         checkpoint_keep: int = 3,
         folder: str | Path | None = None, resume: bool = False, trackers: Sequence[Tracker] = (),

@@ -93,7 +93,7 @@ class Experiment:
     oracle: str = "auto"
     precision: str = "float32"
     stack: bool | str = "auto"
-    state_memory: int = 512
+    state_memory: int = 1024
     evaluate_every: int = 1
     evaluate_samples: int | None = None
     evaluate_aside: bool = False

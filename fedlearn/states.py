@@ -26,7 +26,7 @@ from .contracts import Tree
 from .errors import CheckpointError
 from .vectors import tree_flat, tree_like
 
-MEMORY = 512 * 2**20    # bytes of states that a worker keeps in memory
+MEMORY = 2**30    # bytes of states that a worker keeps in memory
 
 
 class States:

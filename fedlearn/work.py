@@ -41,7 +41,7 @@ class Setup:
     stack: bool = False
     states: Path | None = None
     threads: int = 1
-    state_memory: int = 512
+    state_memory: int = 1024
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class Worker:
             into.add_stack(done.msg, {name: ones if name in algorithm.unweighted else weights for name in done.msg},
                            done.clients, work.round)
             records += self._records(work, done, weights)
+            del done    # or its uploads would live until the next ones are there
         return records
 
     def replies(self, work: Work, clients: Sequence[int]) -> Iterator[tuple[int, Msg, Record]]:
@@ -125,10 +126,11 @@ class Worker:
         stages = self.setup.pipeline.values()
         if expect := getattr(getattr(self.setup.task, "store", None), "expect", None):
             expect(clients)     # the disk reads while the first of them train
-        for done in self._stacks(work, clients) if self.setup.stack else self._one_by_one(work, clients):
-            if not stages:
-                yield done
-                continue
+        finished = self._stacks(work, clients) if self.setup.stack else self._one_by_one(work, clients)
+        if not stages:
+            yield from finished
+            return
+        for done in finished:
             for i, client in enumerate(done.clients):
                 msg: Msg = {name: v[i] for name, v in done.msg.items()}
                 for stage in stages:

@@ -59,7 +59,7 @@ class RunSettings:
     oracle: str = "auto"
     precision: str = "float32"
     stack: bool | str = "auto"
-    state_memory: int = 512
+    state_memory: int = 1024
     dtype: str = "float32"
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
