@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from ..contracts import Vec
 from ..vectors import trainable, views
 from .flat_gradient import FlatGradient, Straight, linears
+from .minibatch import ALIGNED
 
 FULL_BATCH = 1000   # samples at a time in a pass over a client's whole data
-ALIGNED = 64        # bytes: the alignment of new tensors, on which the last bits of a product may depend
 
 
 class Autograd:
