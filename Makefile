@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint equivalence bench bench-peers clean
+.PHONY: help setup demo test test-fast lint equivalence bench bench-peers papers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: $(STAMP) ## every test
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP) ## the tests that start no cluster and train briefly, under two minutes
-	$(BIN)/python -m pytest -m "not slow and not torchrun and not ray and not docker"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not torchrun and not ray and not docker"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -47,6 +47,9 @@ bench-peers: $(STAMP) ## time pfl, Flower and FedLab too, each in an environment
 	@for peer in pfl flwr fedlab; do benchmarks/peers/setup.sh $$peer || echo "$$peer could not be installed"; done
 	@$(BIN)/python -m benchmarks.speed --peers --all --patience 60 \
 		W1L W1M W2 W3 population cohort sync profile $(BENCH)
+
+papers: $(STAMP) ## reproduce the results of papers, about ten minutes; PAPERS="R1a R4b" runs some
+	@$(BIN)/python -m benchmarks.papers $(PAPERS)
 
 clean: ## remove caches and builds (keeps .venv and runs)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

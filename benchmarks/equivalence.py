@@ -28,7 +28,7 @@ TASKS = {
     "fashion_mnist": ["task=fashion_mnist", "task.samples=1200", "clients=10", "cohort=4", "local.epochs=1",
                       "oracle=auto"],
 }
-ALGORITHMS = ("fedavg", "scaffold", "fedadam")
+ALGORITHMS = ("fedavg", "scaffold", "fedadam", "mime")
 BACKENDS = {
     "in process": ["backend=inprocess"],
     **{f"torchrun {n}": ["backend=torchrun", f"backend.workers={n}"] for n in (1, 2, 3, 4)},

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .backends.inprocess import InProcess
-from .contracts import (
-    PeerAlgorithm,
-    ServerAlgorithm,
-    Stage,
-    Task,
-)
+from .combinations import kind_of, modified, name_of
+from .contracts import Modifier, PeerAlgorithm, ServerAlgorithm, Stage, Task
 from .errors import ConfigError
 from .execute import History, checkpoint_of, execute
-from .experiment import Experiment, RoundProtocol, kind_of
+from .experiment import Experiment, RoundProtocol
 from .policies.clock import Clock
+from .policies.intervals import ConstantIntervals, Intervals
 from .policies.local_work import LocalWork
 from .policies.sampling import Sampling, UniformSampling
 from .policies.schedule import Constant, Schedule
@@ -34,15 +31,21 @@ from .tracking import Tracker
 from .tracking.run_folder import RunFolder
 from .work import Backend
 
+if TYPE_CHECKING:
+    from .modifiers.optimizers import LocalOptimizer, ServerOptimizer
+
 PROTOCOLS: dict[type, type[RoundProtocol]] = {p.kind: p for p in (Synchronous, Asynchronous, Coded, Gossip)}
 
 
 def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task | None = None,
         model: nn.Module | None = None, loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
         clients: Any = None, test: tuple[Any, Any] | None = None, cohort: int | None = None,
-        local: LocalWork | None = None, backend: Backend | None = None, protocol: RoundProtocol | None = None,
+        local: LocalWork | None = None, local_optimizer: LocalOptimizer | str | None = None,
+        server_optimizer: ServerOptimizer | str | None = None,
+        backend: Backend | None = None, protocol: RoundProtocol | None = None,
         sampling: Sampling | None = None, weighting: Weighting | None = None, schedule: Schedule | None = None,
-        clock: Clock | None = None, pipeline: Mapping[str, Stage] | None = None, seed: int = 0,
+        clock: Clock | None = None, intervals: Intervals | None = None,
+        modifiers: Mapping[str, Modifier] | None = None, pipeline: Mapping[str, Stage] | None = None, seed: int = 0,
         reduce: str = "exact", oracle: str = "auto", precision: str = "float32", stack: bool | str = "auto",
         state_memory: int = 1024, dtype: torch.dtype = torch.float32, evaluate_every: int = 1,
         evaluate_samples: int | None = None, evaluate_aside: bool = False, checkpoint_every: int = 10,
@@ -53,9 +56,11 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
 
     Give either ``task``, or ``model`` with ``clients`` (a list with one (features, labels) pair of
     arrays or tensors, or one ``torch.utils.data.Dataset``, for each client) and optionally ``test``
-    (features, labels). The other arguments are those of ``Experiment``; defaults are the command
-    line's. With ``folder`` the run is recorded there, and ``resume=True`` continues it. With ``profile=True``
-    the history's ``profile`` says where the rounds' time went: ``print(history.profile.table())``.
+    (features, labels). ``local_optimizer`` and ``server_optimizer`` are names of optimisers of torch.optim or
+    pytorch_optimizer, or objects of ``modifiers.optimizers`` that say more. The other arguments are those of
+    ``Experiment``; defaults are the command line's. With ``folder`` the run is recorded there, and ``resume=True``
+    continues it. With ``profile=True`` the history's ``profile`` says where the rounds' time went:
+    ``print(history.profile.table())``.
 
     Raises:
         ConfigError: if arguments are missing or cannot go together, naming them.
@@ -72,17 +77,23 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
         weighting = RatioWeighting() if isinstance(protocol, Synchronous) else UniformWeighting()
     if local is None:
         local = LocalWork(steps=1, batch_size=None) if isinstance(protocol, Coded) else LocalWork()
+    if local_optimizer is not None or server_optimizer is not None:
+        from .modifiers.optimizers import optimised
+
+        algorithm = optimised(algorithm, task, local_optimizer, server_optimizer)
+    algorithm, task = modified(algorithm, task, modifiers or {})
     experiment = Experiment(
         algorithm=algorithm, task=task, rounds=rounds, protocol=protocol, backend=backend or InProcess(),
         sampling=sampling or UniformSampling(), weighting=weighting, cohort=cohort, local=local,
-        schedule=schedule or Constant(), clock=clock or Clock(), pipeline=pipeline or {}, seed=seed, reduce=reduce,
+        schedule=schedule or Constant(), clock=clock or Clock(), intervals=intervals or ConstantIntervals(),
+        pipeline=pipeline or {}, seed=seed, reduce=reduce,
         oracle=oracle, precision=precision, stack=stack, state_memory=state_memory, evaluate_every=evaluate_every,
         evaluate_samples=evaluate_samples, evaluate_aside=evaluate_aside, checkpoint_every=checkpoint_every,
         checkpoint_keep=checkpoint_keep)
     kept = None if folder is None else RunFolder(Path(folder))
     if kept and kept.metrics() and not resume:
         raise ConfigError("folder", str(folder), "a new folder, or resume=True to continue the run in it")
-    title = f"{type(algorithm).__name__} {experiment.backend.describe()}"
+    title = f"{name_of(algorithm)} {experiment.backend.describe()}"
     watch = Profile() if profile else None
     if kept is None:
         return execute(experiment, None, trackers, progress, title, profile=watch)

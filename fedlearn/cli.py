@@ -181,9 +181,12 @@ def show(argv: list[str]) -> int:
 def list_options(argv: list[str]) -> int:
     """Print the options of one group or of all, each with its description and citation."""
     parser = _verb("list", "List what can be chosen, each with one line and its citation.",
-                   "examples:\n  fedlearn list\n  fedlearn list algorithms\n  fedlearn list heterogeneity\n")
+                   "examples:\n  fedlearn list\n  fedlearn list algorithms\n  fedlearn list heterogeneity\n"
+                   "  fedlearn list optimizers     (for local.optimizer and server.optimizer)\n")
     parser.add_argument("group", nargs="?", help="a group, in the singular or the plural; without: all")
     args = parser.parse_args(argv)
+    if args.group in ("optimizer", "optimizers"):
+        return _list_optimizers()
     groups = catalog.options(args.config_dir)
     chosen = [catalog.group_named(args.group, groups)] if args.group else sorted(groups)
     for group in chosen:
@@ -192,7 +195,21 @@ def list_options(argv: list[str]) -> int:
         wide = max(len(name) for name in groups[group])
         for option in groups[group].values():
             cite = f"  [{option.cite}]" if option.cite else ""
-            print(f"{'' if args.group else '  '}{option.name:<{wide}}  {option.about}{cite}")
+            traffic = f"  ({option.traffic})" if option.traffic and args.group else ""
+            print(f"{'' if args.group else '  '}{option.name:<{wide}}  {option.about}{cite}{traffic}")
+    return 0
+
+
+def _list_optimizers() -> int:
+    """Print the optimisers that can be named, where each comes from, and whether clients may be stacked."""
+    from fedlearn.modifiers.optimizer_names import known
+
+    found = known()
+    name, path = max(map(len, found)), max(len(o.path) for o in found.values())
+    for one in found.values():
+        print(f"{one.name:<{name}}  {one.path:<{path}}  {one.about}")
+    if not any(one.path.startswith("pytorch_optimizer.") for one in found.values()):
+        print("\nmore after: pip install 'fedlearn[optimizers]'")
     return 0
 
 

@@ -23,7 +23,9 @@ from .checkpoint import Checkpoints, Snapshot, save_model
 from .errors import ConfigError, one_of
 from .evaluation import Evaluation, Measured
 from .experiment import Experiment, Loop, RoundReport
+from .oracles.trial import try_hessian
 from .profile import Profile
+from .seeds import generator
 from .tracking import Tracker
 from .tracking.progress import Progress
 from .tracking.run_folder import RunFolder
@@ -117,14 +119,18 @@ def setup_of(e: Experiment, states: Path | None = None) -> Setup:
     """Return what the workers of an experiment are sent; they keep their clients' states in a folder.
 
     Raises:
-        ConfigError: if the oracle cannot be had.
+        ConfigError: if the oracle cannot be had, or has no second derivatives and the algorithm needs them.
     """
     setup = Setup(algorithm=e.algorithm, task=e.protocol.prepare(e), schedule=e.schedule, rounds=e.rounds,
                   clock=e.clock, seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle,
                   precision=e.precision, stack=e.stack is True, states=states, state_memory=e.state_memory)
     rounds = e.protocol.verb == "map_reduce" and e.clients_at_a_time > 1
     asked = e.stack == "auto" and e.oracle != "graphs"      # which never stack, and fit the workers' device, not ours
-    return replace(setup, stack=True) if asked and rounds and pays_to_stack(setup, e.local) else setup
+    setup = replace(setup, stack=True) if asked and rounds and pays_to_stack(setup, e.local) else setup
+    if getattr(e.algorithm, "hessians", False):
+        draws = setup.task.draws(0, generator(e.seed, "local"), e.plan(0))
+        try_hessian(oracle_for(setup), setup.task.initial(e.seed), draws, e.algorithm)
+    return setup
 
 
 def checkpoint_of(e: Experiment, folder: RunFolder) -> tuple[int, Snapshot] | None:

@@ -9,58 +9,19 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from .contracts import (
-    AsyncServerAlgorithm,
-    CodedAlgorithm,
-    PeerAlgorithm,
-    ServerAlgorithm,
-    Stage,
-    Task,
-    Vec,
-)
+from .combinations import check_needs, match
+from .contracts import PeerAlgorithm, ServerAlgorithm, Stage, Task, Vec
 from .errors import ConfigError, in_range, one_of
 from .oracles.choose import PRECISIONS
 from .policies.clock import Clock
-from .policies.local_work import LocalWork
+from .policies.intervals import ConstantIntervals, Intervals
+from .policies.local_work import LocalWork, RoundWork
 from .policies.sampling import Sampling
 from .policies.schedule import Constant, Schedule
 from .policies.weighting import Weighting
 from .seeds import generator
 from .vectors import digest
 from .work import SUMS, Backend, Record, Workers
-
-# The kinds of algorithms, the most special first, and the protocol that runs each.
-KINDS: dict[type, str] = {PeerAlgorithm: "gossip", CodedAlgorithm: "coded", AsyncServerAlgorithm: "asynchronous",
-                          ServerAlgorithm: "synchronous"}
-
-
-def kind_of(algorithm: Any) -> type:
-    """Return the kind of an algorithm: which of the contracts it is written to.
-
-    Raises:
-        ConfigError: if it is written to none.
-    """
-    for kind in KINDS:
-        if isinstance(algorithm, kind):
-            return kind
-    raise ConfigError("algorithm", type(algorithm).__name__, one_of(kind.__name__ for kind in KINDS),
-                      "Inherit from one of them.")
-
-
-def match(algorithm: Any, protocol: RoundProtocol, backend: Backend) -> None:
-    """Check that a protocol runs an algorithm, and a backend the protocol.
-
-    Raises:
-        ConfigError: naming both choices.
-    """
-    kind, name = kind_of(algorithm), type(algorithm).__name__
-    if protocol.kind is not kind:
-        raise ConfigError("protocol", type(protocol).__name__, f"protocol={KINDS[kind]} with algorithm {name}",
-                          f"{name} is a {kind.__name__}.")
-    if protocol.verb not in backend.verbs:
-        raise ConfigError("backend", type(backend).__name__,
-                          f"a backend with {protocol.verb} for protocol={KINDS[kind]}",
-                          f"Choose backend=inprocess for algorithm {name}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +48,7 @@ class Experiment:
     local: LocalWork = field(default_factory=LocalWork)
     schedule: Schedule = field(default_factory=Constant)
     clock: Clock = field(default_factory=Clock)
+    intervals: Intervals = field(default_factory=ConstantIntervals)
     pipeline: Mapping[str, Stage] = field(default_factory=dict)
     seed: int = 0
     reduce: str = "exact"
@@ -126,8 +88,23 @@ class Experiment:
             raise ConfigError("cohort", self.cohort, f"1 to {clients}, the number of clients",
                               "Ask for fewer clients per round, or for more clients.")
         match(self.algorithm, self.protocol, self.backend)
+        check_needs(self)
         self.protocol.check(self)
         self.evaluator()
+
+    def plan(self, round: int) -> RoundWork:
+        """Return how much clients work in a round (from 0), as the policies say."""
+        local = self.local
+        if local.steps is None:
+            return RoundWork(None, local.epochs, local.batch_size, round=round)
+        if isinstance(self.intervals, ConstantIntervals):
+            return RoundWork(local.steps, None, local.batch_size, before=round * local.steps, round=round)
+        return RoundWork(self._steps[round], None, local.batch_size, before=sum(self._steps[:round]), round=round)
+
+    @cached_property
+    def _steps(self) -> list[int]:
+        assert self.local.steps is not None
+        return [self.intervals.steps(r, self.rounds, self.local.steps) for r in range(self.rounds)]
 
     def evaluator(self) -> Task:
         """Return what evaluates every model but the last: the task, or what it gives for this.
@@ -153,7 +130,8 @@ class Experiment:
     def _identity(self) -> dict[str, str]:
         choices: dict[str, Any] = {
             "algorithm": self.algorithm, "protocol": self.protocol, "sampling": self.sampling, "local": self.local,
-            "weighting": self.weighting, "schedule": self.schedule, "clock": self.clock, "seed": self.seed,
+            "weighting": self.weighting, "schedule": self.schedule, "intervals": self.intervals, "clock": self.clock,
+            "seed": self.seed,
             "cohort": self.clients_at_a_time, "reduce": self.reduce, "oracle": self.oracle,
             "precision": self.precision, "stack": self.stack,
             **{f"pipeline.{name}": stage for name, stage in self.pipeline.items()}}
@@ -163,7 +141,10 @@ class Experiment:
         x0 = self.task.initial(self.seed)
         task = f"{type(self.task).__name__}, {len(self.task.sizes)} clients, {int(self.task.sizes.sum())} samples, "
         known["task"] = task + f"{x0.numel()} parameters of {x0.dtype}, {digest(x0)[:16]}"
-        return known | ({"rounds": str(self.rounds)} if self.schedule.horizon else {})
+        known |= {"modifiers": self.task.modified} if hasattr(self.task, "modified") else {}
+        horizon = any(getattr(of, "horizon", False)
+                      for of in (self.algorithm, self.schedule, self.intervals, self.sampling))
+        return known | ({"rounds": str(self.rounds)} if horizon else {})
 
     @property
     def clients_at_a_time(self) -> int:

@@ -129,7 +129,7 @@ def _places(e: Experiment, loop: Loop, workers: Workers, trackers: Sequence[Trac
     yield Worker, ["_draws"], "batches"
     if worker is not None:
         yield type(worker.oracle), ["expect", "enter", "at"], "batches"
-        yield type(worker.oracle), ["grad", "value", "hvp", "full_grad"], "oracle"
+        yield type(worker.oracle), ["grad", "value", "hvp", "full_grad", "full_value"], "oracle"
     for stage in e.pipeline.values():
         yield type(stage), ["encode", "decode"], "pipeline"
     yield SUMS[e.reduce], ["add_stack", "carry", "mean"], "reduce"

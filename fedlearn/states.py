@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +60,18 @@ class States:
         if version not in versions:
             return self._read(client, version)
         self.held.move_to_end(client)
-        # What is asked for was accepted, so nobody will ask for what came before it.
-        for older in [v for v in versions if v < version]:
-            del versions[older]
-            self.count -= 1
         return versions[version]
+
+    def settle(self, accepted: Mapping[int, int]) -> None:
+        """Forget what came before these accepted versions, by client: nobody will ask for it.
+
+        Called as soon as they are known, the memory is still in the cache when a new state takes its place.
+        """
+        for client, version in accepted.items():
+            versions = self.held.get(client, {})
+            for older in [v for v in versions if v < version]:
+                del versions[older]
+                self.count -= 1
 
     def put(self, client: int, version: int, state: Tree) -> None:
         """Keep a state of which no tensor is changed afterwards."""

@@ -71,11 +71,14 @@ def digest(tensors: Mapping[str, Tensor] | Tensor) -> str:
 def tree_map(f: Callable[..., Any], *trees: Tree) -> Tree:
     """Apply ``f`` to the tensors that stand at the same place of trees of one structure.
 
-    A tree is a tensor, or a (named) tuple, list or dict of trees; ``()`` means no state.
+    A tree is a tensor, or a (named) tuple, list or dict of trees; ``()`` means no state. Anything else, a number
+    say, is the same for all and stays as it is.
     """
     first = trees[0]
     if isinstance(first, Tensor):
         return f(*trees)
+    if not isinstance(first, Mapping | tuple | list):
+        return first
     if isinstance(first, Mapping):
         return {k: tree_map(f, *(t[k] for t in trees)) for k in first}
     children = [tree_map(f, *c) for c in zip(*trees, strict=True)]

@@ -49,8 +49,9 @@ class Work:
     """What the server asks for: ``clients`` work from ``broadcast`` in a round.
 
     ``weights`` go with the clients; ``versions`` names the client states to start from (clients
-    without one start from ``client_init``). ``key`` distinguishes the random streams and the new
-    state versions of this work; it is the round, except where the server does not work in rounds.
+    without one start from ``client_init``), and may name others that count from now on. ``key`` distinguishes
+    the random streams and the new state versions of this work; it is the round, except where the server does
+    not work in rounds. With ``prelude`` the work is that of the algorithm's prelude.
     """
 
     round: int
@@ -60,6 +61,16 @@ class Work:
     weights: Sequence[float]
     local: LocalPlan
     versions: Mapping[int, int] = field(default_factory=dict)
+    prelude: bool = False
+
+    def algorithm_of(self, setup: Setup) -> ServerAlgorithm:
+        """Return the algorithm whose local work this is."""
+        algorithm = setup.algorithm
+        assert isinstance(algorithm, ServerAlgorithm)
+        if self.prelude:
+            assert algorithm.prelude is not None
+            return algorithm.prelude
+        return algorithm
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ import torch
 from .contracts import ClientOracle, LocalPlan, Msg, PeerAlgorithm, ServerAlgorithm, StepInfo, Tree
 from .data.store import DatasetStore
 from .errors import ClientError, ConfigError, FedlearnError
+from .oracles.directions import Directed
+from .oracles.representation import representing
 from .oracles.steady import steady
+from .reducers.side_by_side import add_side_by_side
 from .seeds import generator, torch_seed
 from .states import States
 from .vectors import tree_map
@@ -52,6 +55,8 @@ def oracle_for(setup: Setup) -> ClientOracle:
     if low and "precision" not in signature(setup.task.oracle).parameters:
         raise ConfigError("precision", setup.precision, f"float32 with task {type(setup.task).__name__}",
                           "Its oracles compute in the dtype of the model.")
+    if getattr(setup.algorithm, "representations", False):
+        return representing(setup.task, type(setup.algorithm).__name__, setup.oracle, low)
     oracle = setup.task.oracle(setup.oracle, **low)
     if setup.stack and not oracle.stacks and setup.oracle == "auto":
         oracle = setup.task.oracle("vmap", **low)     # refused by a task without one
@@ -63,6 +68,8 @@ def oracle_for(setup: Setup) -> ClientOracle:
 
 def pays_to_stack(setup: Setup, local: LocalPlan) -> bool:
     """Return whether stacks are quicker for this task and, tried out here, show no client who else is in them."""
+    if getattr(setup.algorithm, "unstackable", "") or getattr(setup.algorithm, "unsteady", False):
+        return False
     oracle, sizes = oracle_for(setup), setup.task.sizes
     batch = local.batch_for(int(sizes.max()))
     if not oracle.stacks or not getattr(oracle, "pays_to_stack", lambda batch: False)(batch):
@@ -78,7 +85,9 @@ class Worker:
     def __init__(self, setup: Setup, through: bool = False) -> None:
         torch.set_num_threads(setup.threads)
         self.setup = setup
-        self.oracle = oracle_for(setup)
+        self.oracle: Any = oracle_for(setup)
+        if getattr(setup.algorithm, "directions", False):
+            self.oracle = Directed(self.oracle)
         # The same for every worker, so that no stack shows who else is in it.
         self.largest = int(setup.task.sizes.max()) if setup.stack else 0
         self.states: States | None = None
@@ -92,14 +101,16 @@ class Worker:
         Raises:
             ClientError: naming the client and the round, whatever went wrong in its work.
         """
-        algorithm = self.setup.algorithm
-        assert isinstance(algorithm, ServerAlgorithm)
+        algorithm = work.algorithm_of(self.setup)
         weight = dict(zip(work.clients, work.weights, strict=True))
         records = []
         for done in self._done(work, clients):
             weights, ones = [weight[m] for m in done.clients], [1.0] * len(done.clients)
-            into.add_stack(done.msg, {name: ones if name in algorithm.unweighted else weights for name in done.msg},
-                           done.clients, work.round)
+            if algorithm.individual:
+                add_side_by_side(into, done.msg, done.clients, work.clients, work.round)
+            else:
+                into.add_stack(done.msg, {name: ones if name in algorithm.unweighted else weights
+                                          for name in done.msg}, done.clients, work.round)
             records += self._records(work, done, weights)
             del done    # or its uploads would live until the next ones are there
         return records
@@ -124,6 +135,8 @@ class Worker:
     def _done(self, work: Work, clients: Sequence[int]) -> Iterator[Done]:
         """Yield what clients made of the work, as they send it: stages see one upload at a time."""
         stages = self.setup.pipeline.values()
+        if self.states is not None:
+            self.states.settle(work.versions)
         if expect := getattr(getattr(self.setup.task, "store", None), "expect", None):
             expect(clients)     # the disk reads while the first of them train
         finished = self._stacks(work, clients) if self.setup.stack else self._one_by_one(work, clients)
@@ -156,17 +169,20 @@ class Worker:
                     raise _failed(m, work, e) from e
 
     def _alone(self, work: Work, client: int, draws: Sequence[Any]) -> Done:
-        setup, oracle, algorithm, b = self.setup, self.oracle, self.setup.algorithm, work.broadcast
-        assert isinstance(algorithm, ServerAlgorithm)
-        c, steps, factor = self._state(work, client), len(draws), 1.0
-        oracle.enter([client], [draws])
+        setup, oracle, algorithm, b = self.setup, self.oracle, work.algorithm_of(self.setup), work.broadcast
+        c, steps, before = self._state(work, client), len(draws), work.local.before
+        factor, total = 1.0, 0.0
+        self._enter(work, [client], [draws])
         y = algorithm.local_init(b, c)
         for k, draw in enumerate(draws):
             oracle.at([draw])
-            factor = setup.schedule.factor(work.round, setup.rounds, k)
-            y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor))
-        msg, state = algorithm.local_finish(y, b, c, StepInfo(work.round, steps, steps, factor))
-        return Done([client], {name: v.unsqueeze(0) for name, v in msg.items()}, [] if _stateless(state) else [state],
+            factor = setup.schedule.factor(work.round, setup.rounds, k, before + k) * work.local.lr_factor
+            y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor, before + k, total))
+            total += factor
+        msg, state = algorithm.local_finish(y, b, c,
+                                            StepInfo(work.round, steps, steps, factor, before + steps, total))
+        return Done([client], {name: v.unsqueeze(0) for name, v in msg.items()},
+                    [] if work.prelude or _stateless(state) else [state],
                     steps, [float(oracle.loss[0]) / max(oracle.calls, 1)])
 
     def _stacks(self, work: Work, clients: Sequence[int]) -> Iterator[Done]:
@@ -195,29 +211,29 @@ class Worker:
 
         It is sorted by the number of steps and shrinks as clients finish, so that nobody is stepped under a mask.
         """
-        setup, oracle, algorithm = self.setup, self.oracle, self.setup.algorithm
-        assert isinstance(algorithm, ServerAlgorithm)
+        setup, oracle, algorithm, before = self.setup, self.oracle, work.algorithm_of(self.setup), work.local.before
         ids = sorted(draws, key=lambda m: (-len(draws[m]), m))
         counts = [len(draws[m]) for m in ids]
         b: Msg = {name: v.expand(len(ids), -1) for name, v in work.broadcast.items()}
         c = tree_map(lambda *parts: torch.stack(parts), *(self._state(work, m) for m in ids))
         steps = torch.tensor(counts).unsqueeze(1)
-        oracle.enter(ids, [draws[m] for m in ids])
+        self._enter(work, ids, [draws[m] for m in ids])
         y = algorithm.local_init(b, c)
-        k, factor = 0, 1.0
+        k, factor, total = 0, 1.0, 0.0
         while ids:
             while k < counts[-1]:
                 oracle.at([draws[m][k] for m in ids])
-                factor = setup.schedule.factor(work.round, setup.rounds, k)
-                y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor))
-                k += 1
+                factor = setup.schedule.factor(work.round, setup.rounds, k, before + k) * work.local.lr_factor
+                y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor, before + k, total))
+                k, total = k + 1, total + factor
             # The clients at the end of the stack have done their last step.
             left = sum(n > k for n in counts)
             done_y, done_b, done_c, done = tree_map(lambda t, left=left: t[left:], (y, b, c, steps))
             y, b, c, steps = tree_map(lambda t, left=left: t[:left], (y, b, c, steps))
-            msg, state = algorithm.local_finish(done_y, done_b, done_c, StepInfo(work.round, k, done, factor))
+            msg, state = algorithm.local_finish(done_y, done_b, done_c,
+                                                StepInfo(work.round, k, done, factor, before + k, total))
             # A kept view of one row would keep the whole stack.
-            states = [] if _stateless(state) else [tree_map(lambda t, i=i: t[i].clone(), state)
+            states = [] if work.prelude or _stateless(state) else [tree_map(lambda t, i=i: t[i].clone(), state)
                                                    for i in range(len(ids) - left)]
             yield Done(ids[left:], msg, states, k, (oracle.loss[left:len(ids)] / max(oracle.calls, 1)).tolist())
             ids, counts = ids[:left], counts[:left]
@@ -229,11 +245,17 @@ class Worker:
         self.oracle.enter([node], [draws])
         for k, draw in enumerate(draws):
             self.oracle.at([draw])
-            factor = self.setup.schedule.factor(work.round, self.setup.rounds, k)
-            state = algorithm.local_step(state, self.oracle, StepInfo(work.round, k, len(draws), factor))
+            t = work.local.before + k
+            factor = self.setup.schedule.factor(work.round, self.setup.rounds, k, t)
+            state = algorithm.local_step(state, self.oracle, StepInfo(work.round, k, len(draws), factor, t))
         loss = float(self.oracle.loss[0]) / max(self.oracle.calls, 1)
         sent = bytes_of(algorithm.outgoing(state))
         return state, Record(node, int(self.setup.task.sizes[node]), len(draws), 1.0, loss, sent, False)
+
+    def _enter(self, work: Work, clients: Sequence[int], draws: Sequence[Sequence[Any]]) -> None:
+        self.oracle.enter(clients, draws)
+        if isinstance(self.oracle, Directed):
+            self.oracle.follow([generator(self.setup.seed, "direction", work.key, m) for m in clients])
 
     def _draws(self, work: Work, client: int) -> Sequence[Any]:
         return self.setup.task.draws(client, generator(self.setup.seed, "local", work.key, client), work.local)

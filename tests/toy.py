@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlearn.contracts import Msg, PeerAlgorithm, RoundInfo, ServerAlgorithm, StepInfo, Tree
+from fedlearn.contracts import Msg, Objective, PeerAlgorithm, RoundInfo, ServerAlgorithm, StepInfo, Tree
 from fedlearn.vectors import dot, tree_map
 
 Algorithm = ServerAlgorithm | PeerAlgorithm
@@ -28,8 +28,20 @@ class Quadratic:
     t: Tensor
     noise: Tensor | None = None
     poison: bool = False
+    directions: Tensor | None = None
     k: int = 0
     lent: Tensor | None = None
+
+    def alone(self, m: int) -> Quadratic:
+        """Return the oracle of client m of a stack."""
+        of = {name: None if v is None else v[:, m] for name, v in vars(self).items() if name in KEYED}
+        return Quadratic(self.a[m], self.t[m], poison=self.poison, **of)
+
+    def direction(self, x: Tensor) -> Tensor:
+        rows = len(x) if self.a.dim() > 1 else None
+        if self.directions is None:
+            return self.lend(torch.ones_like(x) / x.shape[-1] ** 0.5)
+        return self.lend(self.directions[self.k][:rows].clone())
 
     def lend(self, result: Tensor) -> Tensor:
         self.spoil()
@@ -44,34 +56,56 @@ class Quadratic:
         rows = len(x) if self.a.dim() > 1 else None
         return self.lend(self.a[:rows] * (x - self.t[:rows]))
 
+    def full_value(self, x: Tensor) -> Tensor:
+        rows = len(x) if self.a.dim() > 1 else None
+        return self.lend(dot(self.a[:rows] * (x - self.t[:rows]), x - self.t[:rows]) / 2)
+
     def grad(self, x: Tensor) -> Tensor:
         rows = len(x) if self.a.dim() > 1 else None
         g = self.a[:rows] * (x - self.t[:rows])
         return self.lend(g if self.noise is None else g + self.noise[self.k][:rows])
 
     def value(self, x: Tensor) -> Tensor:
-        return self.lend(dot(self.a * (x - self.t), x - self.t) / 2)
+        rows = len(x) if self.a.dim() > 1 else None
+        away = x - self.t[:rows]
+        return self.lend(dot(self.a[:rows] * away, away) / 2)
+
+    def grad_of(self, x: Tensor, others: Sequence[Tensor], objective: Objective) -> Tensor:
+        """Differentiate an objective of the loss and of the representation a (x - t), of one sample a client."""
+        if self.a.dim() > 1:
+            each = [Quadratic(*(v[m] for v in (self.a, self.t)), None if self.noise is None else self.noise[:, m],
+                              k=self.k).grad_of(x[m], [v[m] for v in others], objective) for m in range(len(x))]
+            return self.lend(torch.stack(each))
+        y = x.detach().requires_grad_()
+        loss = (self.a * (y - self.t) ** 2).sum() / 2 + (0 if self.noise is None else self.noise[self.k] @ y)
+        z = (self.a * (y - self.t))[None]
+        total = objective(loss, z, [(self.a * (other - self.t))[None] for other in others])
+        return self.lend(torch.autograd.grad(total, y)[0])
 
     def hvp(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.lend(self.a * v)
+        rows = len(x) if self.a.dim() > 1 else None
+        return self.lend(self.a[:rows] * v)
 
 
-def reply(algorithm: Algorithm, b: Msg, c: Tree, oracle: Quadratic, steps: int, factor: float = 1.0
+KEYED = ("noise", "directions")  # [steps, clients, P]
+
+
+def reply(algorithm: Algorithm, b: Msg, c: Tree, oracle: Quadratic, steps: int, factor: float = 1.0, round: int = 0
           ) -> tuple[Msg, Tree]:
     """Return the upload and the new state of one client, all tensors [P]; a peer's state is its model."""
     if isinstance(algorithm, PeerAlgorithm):
         s = tree_map(torch.clone, c)
         for k in range(steps):
             oracle.k = k
-            s = algorithm.local_step(s, oracle, StepInfo(0, k, steps, factor))
+            s = algorithm.local_step(s, oracle, StepInfo(0, k, steps, factor, k))
         oracle.spoil()
         return algorithm.outgoing(s), s
     y = algorithm.local_init(b, c)
     for k in range(steps):
         oracle.k = k
-        y = algorithm.local_step(y, b, c, oracle, StepInfo(0, k, steps, factor))
+        y = algorithm.local_step(y, b, c, oracle, StepInfo(round, k, steps, factor, round * steps + k, k * factor))
     oracle.spoil()
-    return algorithm.local_finish(y, b, c, StepInfo(0, steps, steps, factor))
+    return algorithm.local_finish(y, b, c, StepInfo(round, steps, steps, factor, (round + 1) * steps, steps * factor))
 
 
 def replies(algorithm: Algorithm, b: Msg, cs: Sequence[Tree], oracle: Quadratic, steps: Sequence[int],
@@ -90,13 +124,13 @@ def replies(algorithm: Algorithm, b: Msg, cs: Sequence[Tree], oracle: Quadratic,
             if isinstance(algorithm, PeerAlgorithm):
                 ended = algorithm.outgoing(yd), yd
             else:
-                ended = algorithm.local_finish(yd, bd, cd, StepInfo(0, k, counts[left:n], factor))
+                ended = algorithm.local_finish(yd, bd, cd, StepInfo(0, k, counts[left:n], factor, k, k * factor))
             done = [tree_map(lambda v, i=i: v[i], ended) for i in range(n - left)] + done
             y, b, c = tree_map(lambda v, left=left: v[:left], (y, b, c))
             n = left
         if n:
             oracle.k = k
-            info = StepInfo(0, k, counts[:n], factor)
+            info = StepInfo(0, k, counts[:n], factor, k, k * factor)
             y = (algorithm.local_step(y, oracle, info) if isinstance(algorithm, PeerAlgorithm)
                  else algorithm.local_step(y, b, c, oracle, info))
     return done
@@ -113,6 +147,13 @@ def mean(algorithm: ServerAlgorithm, msgs: Sequence[Msg], weights: Sequence[floa
     return result
 
 
+def seen(algorithm: ServerAlgorithm, msgs: Sequence[Msg], weights: Sequence[float]) -> Msg:
+    """Return what the server's update is given: the mean, or all uploads [clients, P]."""
+    if algorithm.individual:
+        return {name: torch.stack([msg[name] for msg in msgs]) for name in msgs[0]}
+    return mean(algorithm, msgs, weights)
+
+
 @dataclass
 class Federation:
     """A synchronous run in miniature: server state, client states, one problem [clients, P]."""
@@ -120,6 +161,7 @@ class Federation:
     algorithm: ServerAlgorithm
     problem: Quadratic
     x0: Tensor
+    done: int = 0
 
     def __post_init__(self) -> None:
         self.s = self.algorithm.server_init(self.x0)
@@ -132,13 +174,18 @@ class Federation:
         steps = [steps] * n if isinstance(steps, int) else steps
         weights = [1.0] * n if weights is None else weights
         accepted = [m for m in (range(n) if cohort is None else cohort) if m not in lost]
-        b, msgs = self.algorithm.broadcast(self.s), []
+        chosen = [weights[m] for m in accepted]
+        info = RoundInfo(self.done, 1000, len(accepted), n, 1.0, accepted, factor,
+                         weights=[w / sum(chosen) for w in chosen])
+        kept: Msg = {}
+        if first := self.algorithm.prelude:
+            kept = first.broadcast(self.s)
+            early = [reply(first, kept, self.states[m], p.alone(m), 1, factor, self.done)[0] for m in accepted]
+            self.s = first.server_update(self.s, seen(first, early, chosen), info)
+        b, msgs = {**kept, **self.algorithm.broadcast(self.s)}, []
         for m in accepted:
-            noise = None if p.noise is None else p.noise[:, m]
-            oracle = Quadratic(p.a[m], p.t[m], noise)
-            msg, self.states[m] = reply(self.algorithm, b, self.states[m], oracle, steps[m], factor)
+            msg, self.states[m] = reply(self.algorithm, b, self.states[m], p.alone(m), steps[m], factor, self.done)
             msgs.append(msg)
-        info = RoundInfo(0, 1, len(accepted), n)
-        weighted = mean(self.algorithm, msgs, [weights[m] for m in accepted])
-        self.s = self.algorithm.server_update(self.s, weighted, info)
+        self.s = self.algorithm.server_update(self.s, seen(self.algorithm, msgs, chosen), info)
+        self.done += 1
         return self.algorithm.model(self.s)

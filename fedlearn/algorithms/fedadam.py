@@ -21,11 +21,12 @@ v_-1    v0           1e-6     the paper asks for v_-1 >= tau^2; this is tau^2 at
 ======  ===========  =======  ===================================================================
 
 Deviations: none; in particular no bias correction, as in the paper. FedAdagrad and FedYogi of the
-same algorithm differ in the one line of ``second_moment``.
+same algorithm differ in the one line of ``second_moment``; what the three share is ``AdaptiveServer``.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -44,23 +45,21 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FedAdam(ServerAlgorithm):
-    """Local SGD on each client, Adam on the server."""
+class AdaptiveServer(ServerAlgorithm):
+    """Local SGD on each client, a server that adapts its step size to each coordinate."""
 
     lr: float = 0.1
     server_lr: float = 0.01
     beta1: float = 0.9
-    beta2: float = 0.99
     tau: float = 1e-3
     v0: float = 1e-6
 
-    coordinatewise: ClassVar[bool] = True
+    local_sgd: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         in_range("algorithm.lr", self.lr, above=0)
         in_range("algorithm.server_lr", self.server_lr, above=0)
         in_range("algorithm.beta1", self.beta1, least=0, below=1)
-        in_range("algorithm.beta2", self.beta2, least=0, below=1)
         in_range("algorithm.tau", self.tau, above=0)
         in_range("algorithm.v0", self.v0, least=0)
 
@@ -70,11 +69,27 @@ class FedAdam(ServerAlgorithm):
     def local_step(self, y: Vec, b: Msg, c: Tree, oracle: Oracle, info: StepInfo) -> Vec:
         return y.add_(oracle.grad(y), alpha=-self.lr * info.lr_factor)
 
+    @abstractmethod
     def second_moment(self, v: Vec, delta: Vec) -> Vec:
         """Return the next second moment: the line in which the paper's three methods differ."""
-        return self.beta2 * v + (1 - self.beta2) * delta.square()
 
     def server_update(self, s: State, mean: Msg, info: RoundInfo) -> State:
         m = self.beta1 * s.m + (1 - self.beta1) * mean["dx"]
         v = self.second_moment(s.v, mean["dx"])
         return State(s.x + self.server_lr * info.lr_factor * m / (v.sqrt() + self.tau), m, v)
+
+
+@dataclass(frozen=True)
+class FedAdam(AdaptiveServer):
+    """Local SGD on each client, Adam on the server."""
+
+    beta2: float = 0.99
+
+    coordinatewise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("algorithm.beta2", self.beta2, least=0, below=1)
+
+    def second_moment(self, v: Vec, delta: Vec) -> Vec:
+        return self.beta2 * v + (1 - self.beta2) * delta.square()

@@ -37,6 +37,7 @@ class FedAvg(ServerAlgorithm):
     server_lr: float = 1.0
 
     coordinatewise: ClassVar[bool] = True
+    local_sgd: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         in_range("algorithm.lr", self.lr, above=0)

@@ -20,12 +20,19 @@ Deviations: where clients take different numbers of steps (local.epochs), each d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from ..contracts import Msg, Oracle, RoundInfo, ServerAlgorithm, ServerState, StepInfo, Tree, Vec
 from ..errors import in_range
+
+
+class Local(NamedTuple):
+    """The broadcast model, at which the client stays, and the sum of its steps."""
+
+    x: Vec
+    total: Vec
 
 
 @dataclass(frozen=True)
@@ -41,14 +48,15 @@ class MinibatchSGD(ServerAlgorithm):
         in_range("algorithm.lr", self.lr, above=0)
         in_range("algorithm.server_lr", self.server_lr, above=0)
 
-    def local_init(self, b: Msg, c: Tree) -> Vec:
-        return torch.zeros_like(b["x"])
+    def local_init(self, b: Msg, c: Tree) -> Local:
+        return Local(b["x"], torch.zeros_like(b["x"]))
 
-    def local_step(self, y: Vec, b: Msg, c: Tree, oracle: Oracle, info: StepInfo) -> Vec:
-        return y.add_(oracle.grad(b["x"]), alpha=-self.lr * info.lr_factor)
+    def local_step(self, y: Local, b: Msg, c: Tree, oracle: Oracle, info: StepInfo) -> Local:
+        y.total.add_(oracle.grad(b["x"]), alpha=-self.lr * info.lr_factor)
+        return y
 
-    def local_finish(self, y: Vec, b: Msg, c: Tree, info: StepInfo) -> tuple[Msg, Tree]:
-        return {"dx": y / info.steps}, c
+    def local_finish(self, y: Local, b: Msg, c: Tree, info: StepInfo) -> tuple[Msg, Tree]:
+        return {"dx": y.total / info.steps}, c
 
     def server_update(self, s: ServerState, mean: Msg, info: RoundInfo) -> ServerState:
         return ServerState(s.x + self.server_lr * info.lr_factor * mean["dx"])

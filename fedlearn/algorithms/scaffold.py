@@ -47,11 +47,10 @@ class State(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The iterate, the drift c_m - c, the sum of step sizes [..., 1], and grad F_m(x) or ()."""
+    """The iterate, the drift c_m - c, and grad F_m(x) or ()."""
 
     y: Vec
     drift: Vec
-    span: Vec
     full: Tree
 
 
@@ -82,20 +81,18 @@ class Scaffold(ServerAlgorithm):
         return {"x": s.x, "c": s.c}
 
     def local_init(self, b: Msg, c: Vec) -> Local:
-        span = torch.zeros_like(c[..., :1], dtype=torch.float64)
-        return Local(b["x"].clone(), c - b["c"], span, ())
+        return Local(b["x"].clone(), c - b["c"], ())
 
     def local_step(self, y: Local, b: Msg, c: Vec, oracle: Oracle, info: StepInfo) -> Local:
         if self.option == "I" and info.k == 0:
             y = y._replace(full=oracle.full_grad(b["x"]).clone())
         eta = self.lr * info.lr_factor
         y.y.add_(oracle.grad(y.y), alpha=-eta).add_(y.drift, alpha=eta)
-        y.span.add_(eta)
         return y
 
     def local_finish(self, y: Local, b: Msg, c: Vec, info: StepInfo) -> tuple[Msg, Vec]:
         dx = y.y.sub_(b["x"])
-        c_new = y.full if self.option == "I" else y.drift.addcmul_(dx, (-1 / y.span).to(dx.dtype))
+        c_new = y.full if self.option == "I" else y.drift.add_(dx, alpha=-1 / (self.lr * info.lr_total))
         return {"dx": dx, "dc": c_new - c}, c_new
 
     def server_update(self, s: State, mean: Msg, info: RoundInfo) -> State:

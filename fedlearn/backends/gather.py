@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .. import errors
 from ..errors import ClientError, ConfigError, FedlearnError, UpdateOverflow, WorkerError
@@ -49,6 +49,23 @@ def check_bound(bounds: Sequence[float], shares: Sequence[Sequence[int]], work: 
                              f"{sum(bounds) / 2.0**SCALE:.3g}, out of range of the exact sum (allowed: "
                              f"{LIMIT / 2.0**SCALE:.3g}); lower the client step size, clip the updates, "
                              "or use reduce=fast")
+
+
+def versions(work: Work) -> dict[str, int]:
+    """Return by name how often each broadcast vector was written to."""
+    return {name: 0 if v.is_inference() else v._version for name, v in work.broadcast.items()}
+
+
+def check_untouched(before: Mapping[str, int], work: Work, clients: Sequence[int]) -> None:
+    """Check that nobody wrote to the broadcast, of which a host has one copy, since ``versions`` returned ``before``.
+
+    Raises:
+        ClientError: naming the first of the clients that were worked on.
+    """
+    for name, version in versions(work).items():
+        if version != before[name]:
+            raise ClientError(clients[0], work.round, f"its local work changed the broadcast {name!r}, which all "
+                              "workers of a host share; let the algorithm's local_init clone it")
 
 
 def encode(error: Exception, where: str) -> list:

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from ..contracts import Msg, ServerAlgorithm
-from ..errors import ClientError, ConfigError, WorkerError, in_range
+from ..errors import ConfigError, WorkerError, in_range
 from ..states import States
 from ..vectors import tree_flat
 from ..work import SUMS, Record, Reduced, Setup, Sum, Work, bytes_of
 from ..worker import Worker
-from .gather import encode
+from .gather import check_untouched, encode, versions
 from .parcel import pack, short_folder, unpack
 from .ray_turn import AT_ONCE, PIECE, Seat, Turn, last_line
 
@@ -117,11 +117,9 @@ class Actor:
             work, arrays = _ray().get(round[0])
             self.work = replace(work, broadcast={name: _in_place(array) for name, array in arrays.items()})
         try:
+            before = versions(self.work)
             records = self.worker.reduce(self.work, clients, self.sum)
-            for name, v in self.work.broadcast.items():
-                if v._version:
-                    raise ClientError(clients[0], self.work.round, f"its local work changed the broadcast {name!r}, "
-                                      "which all actors of a host share; let the algorithm's local_init clone it")
+            check_untouched(before, self.work, clients)
             return records
         except Exception as e:
             return ["error", *encode(e, f"a Ray actor (process {os.getpid()})")]

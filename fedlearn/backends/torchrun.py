@@ -3,8 +3,8 @@
 Rank 0 is the coordinator: it is the calling process, runs the protocol, and works on clients like
 every other rank, unless it is ``dedicated``. A round of a small model is two collectives: a command with
 the broadcast vectors out, and a status with the partial sum from every rank to rank 0. Large vectors are
-broadcast by themselves, and large partial sums reduced after rank 0 has seen that nobody failed. Nothing that
-is sent between ranks is a pickle.
+broadcast by themselves, once per host, and large partial sums reduced after rank 0 has seen that nobody failed.
+Nothing that is sent between ranks is a pickle.
 
 Under torchrun (or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) every rank
 composes the same setup and opens the backend; ranks above 0 then ``serve()`` until rank 0 closes.
@@ -35,9 +35,10 @@ from ..work import SUMS, Reduced, Setup, Work, cost
 from ..worker import Worker
 from .balance import balance
 from .parcel import pack
+from .torchrun_bundle import room_for
 from .torchrun_children import Child, await_ready, bind, culprit, end
 from .torchrun_device import check_device, choose, words
-from .torchrun_group import Group, Lost, room_for
+from .torchrun_group import Group, Lost
 from .torchrun_rank import Rank, Share, conduct, enter, to_header
 
 LOOPBACK = "lo" if os.uname().sysname == "Linux" else "lo0"

@@ -11,9 +11,7 @@ meets neither a group of the caller's own nor that of another run in the same pr
 from __future__ import annotations
 
 import ctypes
-import json
 import math
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -25,40 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import AllgatherOptions
 
+from .torchrun_bundle import SMALL, bundle, length, room_for, unbundle
+from .torchrun_host import Host, Memory
+
 DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)}
 FOREVER = timedelta(days=30)  # of an operation once connected: the heartbeat decides
-
-
-SMALL = 1 << 18      # bytes up to which a vector travels with the words: the copy costs less than a collective
 PIECE = 1 << 20      # entries that are rounded and gathered at a time
-HEAD = struct.Struct("<qq")   # of a bundle: its length, and that of its words
-
-
-def bundle(words: Any, vectors: Sequence[Tensor] = ()) -> Tensor:
-    """Return something that JSON can hold, and vectors, as bytes in one tensor."""
-    text = json.dumps(words).encode()
-    parts = [v.reshape(-1).view(torch.uint8).numpy().data for v in vectors]
-    whole = HEAD.size + len(text) + sum(map(len, parts))
-    return torch.frombuffer(bytearray(b"".join([HEAD.pack(whole, len(text)), text, *parts])), dtype=torch.uint8)
-
-
-def unbundle(said: Tensor) -> tuple[Any, Tensor]:
-    """Return the words of a bundle and the bytes of its vectors; what lies behind it does not matter."""
-    whole, text = HEAD.unpack(said[:HEAD.size].numpy().tobytes())
-    start = HEAD.size + text
-    return json.loads(said[HEAD.size:start].numpy().tobytes()), said[start:whole]
-
-
-def length(said: Tensor) -> int:
-    """Return the length of a bundle in bytes, also when only its beginning is there."""
-    return HEAD.unpack(said[:HEAD.size].numpy().tobytes())[0]
-
-
-def room_for(size: int) -> int:
-    """Return a block's size for bundles of about this length, so that they seldom outgrow it."""
-    return 1 << max(12, (size + size // 4).bit_length())
 
 
 class Lost(Exception):
@@ -82,7 +54,7 @@ class Group:
     def __init__(self, store: Any, rank: int, world: int, timeout: float, interface: str = "",
                  watch: Sequence[int] = (), device: str = "cpu") -> None:
         self.store, self.rank, self.world, self.timeout, self.device = store, rank, world, timeout, device
-        self.interval = min(1.0, timeout / 4)
+        self.interface, self.interval = interface, min(1.0, timeout / 4)
         self.room = room_for(0)   # of a command, the same at every rank
         self.watch = list(watch)
         self.stop = Event()
@@ -92,8 +64,7 @@ class Group:
         try:
             store.wait(everybody, timedelta(seconds=timeout))
             self.beater.start()
-            gloo = dist.PrefixStore("gloo", store)
-            self.gloo: Any = dist.ProcessGroupGloo(gloo, rank, world, _options(interface, timeout))
+            self.gloo: Any = self._connect("gloo", range(world))
         except RuntimeError as e:
             missing = [r for r, key in enumerate(everybody) if not _has(store, key)]
             raise Lost(f"rank {', '.join(map(str, missing)) or '?'} did not come within {timeout:g} s "
@@ -101,53 +72,62 @@ class Group:
         self.seen: dict[int, tuple[bytes, float]] = {}
         self.looked = time.monotonic()
         self.nccl: Any = None
-        kinds = sorted({kind.split(":")[0] for kind in self.all(device)})
+        self.answered = True   # whether nobody reads the last command's vectors any more
+        self.parts: list[Any] = []   # the groups of some of the ranks
+        memory = Memory(device == "cpu" and world > 1)
+        told = self.all([device, memory.address])
+        kinds = sorted({kind.split(":")[0] for kind, _ in told})
         if len(kinds) > 1:
             raise Lost(f"some ranks have {' and others '.join(kinds)}; set backend.device=cpu")
         if device != "cpu":
             wait: Any = dist.ProcessGroupNCCL.Options()
             wait._timeout = timedelta(seconds=timeout)
             self.nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, world, wait)
+        self.host = Host(self, memory, [address for _, address in told])
 
     def send(self, header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
         """Send a command and named tensors from rank 0 to all others.
 
-        It is one broadcast, with small tensors in it, and one more for every large tensor.
+        It is one broadcast, with small tensors in it, and to every other host one more for every large tensor.
+
+        Every rank must have answered the command before, by ``gather`` or ``all``: large tensors overwrite its own.
         """
         shapes = [[name, str(v.dtype).removeprefix("torch."), list(v.shape)] for name, v in vectors.items()]
         flat = [v.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for v in vectors.values()]
         said = bundle([dict(header), shapes], [v for v in flat if v.numel() <= SMALL])
+        if large := [v for v in flat if v.numel() > SMALL]:
+            assert self.answered
+            self.answered = False
+            self.host.fill(large)
         while True:
             block = torch.zeros(self.room, dtype=torch.uint8)
             fits = said[:self.room]
             block[:fits.numel()] = fits
-            self._broadcast(block)
+            self.broadcast(block, self.gloo)
             if fits.numel() == said.numel():
                 break
             self.room = room_for(said.numel())
-        for v in flat:
-            if v.numel() > SMALL:
-                self._broadcast(v)
+        self.host.send(large)
 
     def receive(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the next command of rank 0 and its tensors."""
         while True:
             block = torch.empty(self.room, dtype=torch.uint8)
-            self._broadcast(block)
+            self.broadcast(block, self.gloo)
             if (size := length(block)) <= self.room:
                 break
             self.room = room_for(size)
         (header, shapes), small = unbundle(block)
+        kinds = [DTYPES[kind] for _, kind, _ in shapes]
+        sizes = [math.prod(shape) * kind.itemsize for kind, (*_, shape) in zip(kinds, shapes, strict=True)]
+        large = iter(self.host.receive([size for size in sizes if size > SMALL]))
         vectors, start = {}, 0
-        for name, kind, shape in shapes:
-            dtype = DTYPES[kind]
-            size = math.prod(shape) * dtype.itemsize
+        for (name, _, shape), kind, size in zip(shapes, kinds, sizes, strict=True):
             if size <= SMALL:
-                vectors[name] = small[start:start + size].clone().view(dtype).view(shape)
-                start += size
+                part, start = small[start:start + size].clone(), start + size
             else:
-                vectors[name] = torch.empty(shape, dtype=dtype)
-                self._broadcast(vectors[name].reshape(-1).view(torch.uint8))
+                part = next(large)
+            vectors[name] = part.view(kind).view(shape)
         return header, vectors
 
     def gather(self, said: Tensor, room: int) -> list[Tensor]:
@@ -159,7 +139,9 @@ class Group:
         block = torch.zeros(room, dtype=torch.uint8)
         fits = said[:room]
         block[:fits.numel()] = fits
-        return self._gather(block)
+        answers = self._gather(block)
+        self.answered = True
+        return answers
 
     def all(self, status: Any) -> list[Any]:
         """Return what every rank gave, in the order of the ranks, at every rank."""
@@ -172,6 +154,7 @@ class Group:
         padded = torch.zeros(most, dtype=torch.uint8)
         padded[:said.numel()] = said
         self._done(self.gloo.allgather([blocks], [padded], options))
+        self.answered = True
         return [unbundle(block)[0] for block in blocks]
 
     def reduce(self, buffer: Tensor, wire: str = "float32") -> Tensor:
@@ -196,6 +179,20 @@ class Group:
             self._done(self.gloo.reduce([buffer], options))
         return buffer
 
+    def broadcast(self, t: Tensor, among: Any) -> None:
+        """Send a tensor from the first rank of a group to the others of it."""
+        options = _forever(dist.BroadcastOptions())
+        options.rootRank = 0
+        self._done(among.broadcast([t], options))
+
+    def connect(self, name: str, ranks: Sequence[int]) -> Any:
+        """Return a group of some ranks, this one among them; Lost is raised if one of them does not come."""
+        try:
+            self.parts.append(self._connect(name, ranks))
+        except RuntimeError as e:
+            raise Lost(_line(e)) from e
+        return self.parts[-1]
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.all(None)
@@ -210,7 +207,10 @@ class Group:
         if self.beater.is_alive():
             self.beater.join(self.interval + 5)
         if not healthy and self.gloo is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.gloo))
+            for group in (self.gloo, *self.parts):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+        self.host.close()
+        self.parts.clear()
         self.gloo = self.nccl = self.store = None
 
     def look(self) -> None:
@@ -235,11 +235,10 @@ class Group:
                 self.seen[rank] = count, now
         return [rank for rank in self.watch if now - self.seen[rank][1] > longer]
 
-    def _broadcast(self, t: Tensor) -> None:
-        if t.numel():
-            options = _forever(dist.BroadcastOptions())
-            options.rootRank = 0
-            self._done(self.gloo.broadcast([t], options))
+    def _connect(self, name: str, ranks: Sequence[int]) -> Any:
+        store = dist.PrefixStore(name, self.store)
+        options = _options(self.interface, self.timeout)
+        return dist.ProcessGroupGloo(store, ranks.index(self.rank), len(ranks), options)
 
     def _gather(self, t: Tensor) -> list[Tensor]:
         options = _forever(dist.GatherOptions())

@@ -29,12 +29,13 @@ from ..errors import FedlearnError, WorkerError
 from ..reducers.layout import Layout
 from ..work import SUMS, Record, Reduced, Setup, Sum, Work
 from ..worker import Worker
-from .gather import agree, check_bound, decode, encode, first, in_order
+from .gather import agree, check_bound, check_untouched, decode, encode, first, in_order, versions
 from .parcel import unpack
 from .torchrun_agree import fingerprint
+from .torchrun_bundle import SMALL, bundle, length, room_for, unbundle
 from .torchrun_children import LOST
 from .torchrun_device import choose, moved, placed
-from .torchrun_group import SMALL, Group, Lost, bundle, length, room_for, unbundle
+from .torchrun_group import Group, Lost
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Plan:
     """A local plan that was worked out elsewhere: samples -> (steps, batch size)."""
 
     table: Mapping[int, tuple[int, int]]
+    before: int = 0
+    round: int = 0
+    lr_factor: float = 1.0
 
     def steps_for(self, samples: int) -> int:
         """Return K for a client with so many samples."""
@@ -59,14 +63,16 @@ def to_header(work: Work, shares: Sequence[Sequence[int]], sizes: Any, largest: 
     return {"round": work.round, "key": work.key, "clients": [int(m) for m in work.clients],
             "weights": [float(w) for w in work.weights], "plan": plan,
             "versions": [[int(m), int(v)] for m, v in work.versions.items()],
-            "shares": [[int(m) for m in share] for share in shares]}
+            "shares": [[int(m) for m in share] for share in shares], "before": work.local.before,
+            "local": [work.local.round, work.local.lr_factor],
+            "prelude": work.prelude}
 
 
 def from_header(header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> Work:
     """Rebuild the work that ``to_header`` described."""
-    plan = Plan({n: (steps, batch) for n, steps, batch in header["plan"]})
+    plan = Plan({n: (steps, batch) for n, steps, batch in header["plan"]}, header["before"], *header["local"])
     return Work(header["round"], header["key"], vectors, header["clients"], header["weights"], plan,
-                dict(header["versions"]))
+                dict(header["versions"]), header["prelude"])
 
 
 class Share:
@@ -79,7 +85,10 @@ class Share:
         records: list[Record] = []
         try:
             if clients:
-                records = worker.reduce(moved(work, group.device), clients, self.sum)
+                here = moved(work, group.device)
+                before = versions(here)
+                records = worker.reduce(here, clients, self.sum)
+                check_untouched(before, here, clients)
         except Exception as e:
             self.error = e
         self.sum.carry()

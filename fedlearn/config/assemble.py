@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # group -> methods of which its objects have at least one
 GROUPS = {"algorithm": ("local_step",), "task": ("load", "build", "evaluate"), "model": ("build", "forward"),
           "heterogeneity": ("split",), "backend": ("open",), "protocol": (), "sampling": ("cohort",),
-          "weighting": ("weights",), "schedule": ("factor",), "clock": ("duration",)}
-NAMED = ("pipeline", "tracking")  # groups of several objects by name
+          "weighting": ("weights",), "schedule": ("factor",), "clock": ("duration",), "intervals": ("steps",)}
+NAMED = ("pipeline", "modifiers", "tracking")  # groups of several objects by name
 OPTIONAL = ("model", "heterogeneity")
 
 
@@ -45,7 +45,9 @@ class Parts:
     weighting: Any
     schedule: Any
     clock: Any
+    intervals: Any
     pipeline: dict[str, Any]
+    modifiers: dict[str, Any]
     tracking: dict[str, Any]
 
 
@@ -80,16 +82,31 @@ def experiment(cfg: DictConfig) -> Experiment:
 
 def assemble(made: Parts) -> Experiment:
     """Load the data, make the model and put the experiment together."""
+    from fedlearn.combinations import modified
     from fedlearn.experiment import Experiment
 
-    s, task = made.settings, task_of(made)
+    s = made.settings
+    task = task_of(made)
+    algorithm, task = modified(optimised(made, task), task, made.modifiers)
     return Experiment(
-        algorithm=made.algorithm, task=task, rounds=s.rounds, cohort=s.cohort, local=s.local,
+        algorithm=algorithm, task=task, rounds=s.rounds, cohort=s.cohort, local=s.local.work,
         sampling=made.sampling, weighting=made.weighting, schedule=made.schedule, clock=made.clock,
-        pipeline=made.pipeline, backend=made.backend, protocol=made.protocol, seed=s.seed, reduce=s.reduce,
-        oracle=s.oracle, precision=s.precision, stack=s.stack, state_memory=s.state_memory,
+        intervals=made.intervals, pipeline=made.pipeline, backend=made.backend, protocol=made.protocol, seed=s.seed,
+        reduce=s.reduce, oracle=s.oracle, precision=s.precision, stack=s.stack, state_memory=s.state_memory,
         evaluate_every=s.evaluate.every, evaluate_samples=s.evaluate.samples, evaluate_aside=s.evaluate.aside,
         checkpoint_every=s.checkpoint.every, checkpoint_keep=s.checkpoint.keep)
+
+
+def optimised(made: Parts, task: Task | None = None) -> Any:
+    """Return the algorithm, with the named optimisers around it where there are any."""
+    local, server = made.settings.local, made.settings.server
+    if local.optimizer is None and server.optimizer is None:
+        return made.algorithm
+    from fedlearn.modifiers.optimizers import LocalOptimizer, ServerOptimizer, optimised
+
+    return optimised(made.algorithm, task,
+                     local.optimizer and LocalOptimizer(local.optimizer, local.options or {}, local.keep),
+                     server.optimizer and ServerOptimizer(server.optimizer, server.lr, server.options or {}))
 
 
 def task_of(made: Parts) -> Task:
@@ -135,9 +152,10 @@ def check(made: Parts) -> None:
     Raises:
         ConfigError: naming both keys.
     """
-    from fedlearn.experiment import match
+    from fedlearn.combinations import match
 
     match(made.algorithm, made.protocol, made.backend)
+    optimised(made)
     _check_task(made)
     if hasattr(made.weighting, "check"):
         made.weighting.check(made.sampling)

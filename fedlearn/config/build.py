@@ -82,6 +82,8 @@ def words(hint: Any) -> str:
     if get_origin(hint) in (list, tuple):
         inner = get_args(hint)[0]
         return f"a list, each entry {words(inner)}"
+    if get_origin(hint) is dict:
+        return "a section with keys"
     if options := get_args(hint):
         return " or ".join(words(option) for option in options)
     return one_of(hint.__members__) if hasattr(hint, "__members__") else getattr(hint, "__name__", str(hint))

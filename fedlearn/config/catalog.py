@@ -11,18 +11,22 @@ from pathlib import Path
 
 from fedlearn.errors import ConfigError, one_of
 
-SEVERAL = ("pipeline", "tracking")  # groups of which several options may be chosen: pipeline=[clip,noise]
+SEVERAL = ("pipeline", "modifiers", "tracking")  # groups of which several options may be chosen: pipeline=[clip,noise]
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One selectable YAML file; ``about`` is its description, ``cite`` its citation ("" without one)."""
+    """One selectable YAML file; ``about`` is its description, ``cite`` its citation ("" without one).
+
+    ``traffic`` says of an algorithm how much a client receives, sends and keeps per round, d being the model's size.
+    """
 
     group: str
     name: str
     about: str
     cite: str
     path: Path
+    traffic: str = ""
 
 
 def shipped() -> Path:
@@ -56,6 +60,12 @@ def describe(path: Path) -> tuple[str, str]:
     return text.lstrip("# "), ""
 
 
+def traffic(path: Path) -> str:
+    """Return what a YAML file says in its comment ``# Traffic: ...``; "" without one."""
+    with path.open(encoding="utf-8") as file:
+        return next((line.partition(":")[2].strip() for line in file if line.startswith("# Traffic:")), "")
+
+
 def options(config_dir: Path | None = None, base: Path | None = None) -> dict[str, dict[str, Option]]:
     """Return group -> name -> option, of the shipped folder and of a user's own.
 
@@ -69,7 +79,7 @@ def options(config_dir: Path | None = None, base: Path | None = None) -> dict[st
             group = found.setdefault(path.parent.name, {})
             if path.stem in group:
                 raise ConfigError("--config-dir", str(path), "names that are not shipped", "Rename the file.")
-            group[path.stem] = Option(path.parent.name, path.stem, *describe(path), path)
+            group[path.stem] = Option(path.parent.name, path.stem, *describe(path), path, traffic(path))
     return found
 
 

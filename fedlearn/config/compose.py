@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlearn.config import catalog
+from fedlearn.config.refine import with_norms
 from fedlearn.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def compose(overrides: list[str], config_dir: Path | None = None, config_name: s
     _resolve(cfg)
     if "name" in cfg and cfg.name is None:
         cfg.name = f"{chosen.get('algorithm', 'run')}-{chosen.get('task', '')}".rstrip("-")
-    return cfg
+    return with_norms(cfg)
 
 
 def recompose(text: str, overrides: list[str], config_dir: Path | None = None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from fedlearn.errors import ConfigError, in_range, one_of
 from fedlearn.policies.local_work import LocalWork
@@ -45,6 +46,36 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Local(LocalWork):
+    """What clients do in a round, and the optimiser that they do it with (None: the algorithm's own step)."""
+
+    optimizer: str | None = None
+    options: dict[str, Any] | None = None
+    keep: str = "reset"
+
+    def __post_init__(self) -> None:
+        LocalWork.__post_init__(self)
+        _needs_name("local", self.optimizer, options=self.options, keep=None if self.keep == "reset" else self.keep)
+
+    @property
+    def work(self) -> LocalWork:
+        """What of it is work."""
+        return LocalWork(**{f.name: getattr(self, f.name) for f in fields(LocalWork)})
+
+
+@dataclass(frozen=True)
+class Server:
+    """The optimiser of the server (None: the algorithm's own step), its step size and the options of its class."""
+
+    optimizer: str | None = None
+    lr: float | None = None
+    options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _needs_name("server", self.optimizer, lr=self.lr, options=self.options)
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Everything in run.yaml that is not a group; the comments there explain each key."""
 
@@ -54,7 +85,8 @@ class RunSettings:
     clients: int | None = 20
     cohort: int | None = 10
     min_samples: int = 10
-    local: LocalWork = field(default_factory=LocalWork)
+    local: Local = field(default_factory=Local)
+    server: Server = field(default_factory=Server)
     reduce: str = "exact"
     oracle: str = "auto"
     precision: str = "float32"
@@ -88,3 +120,11 @@ class RunSettings:
             raise ConfigError("cohort", self.cohort,
                               f"1 to {self.clients}, the number of clients, or null for all",
                               "Ask for fewer clients per round, or raise clients.")
+
+
+def _needs_name(section: str, name: str | None, **others: Any) -> None:
+    """Refuse settings of an optimiser where none is named."""
+    for key, value in others.items():
+        if name is None and value is not None:
+            raise ConfigError(f"{section}.{key}", value, f"{section}.optimizer=NAME beside it",
+                              "`fedlearn list optimizers` shows the names.")

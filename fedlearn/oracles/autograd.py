@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..contracts import Vec
+from ..contracts import Objective, Vec
 from ..vectors import trainable, views
 from .flat_gradient import FlatGradient, Straight, linears
 from .minibatch import ALIGNED
+from .representation import each_once, inputs, last_linear
 
 FULL_BATCH = 1000   # samples at a time in a pass over a client's whole data
 
@@ -39,7 +40,7 @@ class Autograd:
         self.shapes = [p.shape for p in self.parameters]
         self.flat = FlatGradient(self.parameters)
         self.gradient = self.flat.flat
-        self.straight = True
+        self.straight, self.twice = True, False
         place = {id(p): i for i, p in enumerate(self.parameters)}
         for module in linears(model):
             places = place[id(module.weight)], None if module.bias is None else place[id(module.bias)]
@@ -85,6 +86,21 @@ class Autograd:
         self.calls += 1
         return self.gradient
 
+    def grad_of(self, x: Vec, others: Sequence[Vec], objective: Objective) -> Vec:
+        """Return the gradient at x [P] of an objective of the loss and of representations; see ``Oracle``."""
+        with inputs(last_linear(self.model)) as seen:
+            for other in others:
+                self._bind(other)
+                with torch.no_grad():
+                    self._loss(*self.batch)
+            self._bind(x)   # last: what a backward pass needs must stay bound
+            loss = self._loss(*self.batch)
+        *there, here = (z.to(self.gradient.dtype) for z in each_once(seen, len(others) + 1))
+        self.flat.backward(objective(loss, here, there))
+        self.loss += loss.detach().to(self.loss.dtype)
+        self.calls += 1
+        return self.gradient
+
     def value(self, x: Vec) -> Tensor:
         """Return the mini-batch loss at x [P] as [1]."""
         self._bind(x)
@@ -92,7 +108,11 @@ class Autograd:
             return self._loss(*self.batch).reshape(1)
 
     def hvp(self, x: Vec, v: Vec) -> Vec:
-        """Return the mini-batch Hessian at x times v, both [P], by two backward passes."""
+        """Return the mini-batch Hessian at x times v, both [P], by two backward passes.
+
+        Raises:
+            RuntimeError: if the model has no second derivatives, naming the operation.
+        """
         self._bind(x)
         self.straight = False
         try:
@@ -100,6 +120,9 @@ class Autograd:
         finally:
             self.straight = True
         first = torch.autograd.grad(loss, self.parameters, create_graph=True)
+        if not self.twice:
+            check_twice(loss, first)
+            self.twice = True
         inner = torch.stack([(g * part).sum() for g, part in zip(first, views(v, self.shapes), strict=True)]).sum()
         second = torch.autograd.grad(inner, self.parameters, materialize_grads=True)
         return torch.cat([h.reshape(-1) for h in second])
@@ -113,6 +136,17 @@ class Autograd:
             xs, ys = self.store.batch(self.client, index)
             self._backward(self.prepare(xs), ys.to(total.device))
             total.add_(self.gradient, alpha=len(index) / n)
+        return total
+
+    def full_value(self, x: Vec) -> Tensor:
+        """Return the mean loss over all samples of the client at x [P] as [1]."""
+        self._bind(x)
+        n = int(self.store.sizes[self.client])
+        total = torch.zeros_like(self.loss)
+        with torch.no_grad():
+            for index in torch.arange(n).split(FULL_BATCH):
+                xs, ys = self.store.batch(self.client, index)
+                total += self._loss(self.prepare(xs), ys.to(total.device)) * (len(index) / n)
         return total
 
     def _step(self, x: Vec) -> Tensor:
@@ -162,3 +196,27 @@ def little_gain(device: torch.device) -> str:
     """Say so where bfloat16 products gain little or nothing: on an x86 CPU without units for them."""
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return ", rarely faster than float32 on a CPU without AMX" if known.get("amx_bf16") is False else ""
+
+
+def check_twice(loss: Tensor, gradients: Sequence[Tensor]) -> None:
+    """Refuse functions that say they are differentiable once only: torch.autograd.grad would take them for constants.
+
+    Raises:
+        RuntimeError: naming the functions of the user's own among which they are.
+    """
+    if any(node.name().endswith("Error") for node in _nodes(gradients)):
+        custom = torch.autograd.function.BackwardCFunction
+        own = {type(node).__name__.removesuffix("Backward") for node in _nodes([loss]) if isinstance(node, custom)}
+        raise RuntimeError(f"{' or '.join(sorted(own)) or 'an operation'} is marked with @once_differentiable")
+
+
+def _nodes(outputs: Sequence[Tensor]) -> list[Any]:
+    """Return the nodes of the autograd graph behind some tensors."""
+    seen: dict[Any, None] = {}
+    todo = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen[node] = None
+            todo += [other for other, _ in node.next_functions if other is not None]
+    return list(seen)

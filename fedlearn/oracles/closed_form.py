@@ -69,6 +69,10 @@ class ClosedForm(ABC):
         """Return the gradient at x [..., P] of each client's whole objective."""
         return self._full(_rows(x)).view(x.shape)
 
+    def full_value(self, x: Vec) -> Tensor:
+        """Return the whole objective of each client at x [..., P] as [..., 1]."""
+        return self._whole(_rows(x)).view(*x.shape[:-1], 1)
+
     @abstractmethod
     def _first_order(self, x: Vec) -> tuple[Tensor, Vec]:
         """Return the loss [clients, 1] and the gradient [clients, P]."""
@@ -78,6 +82,9 @@ class ClosedForm(ABC):
 
     @abstractmethod
     def _full(self, x: Vec) -> Vec: ...
+
+    def _whole(self, x: Vec) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not know the value of a client's whole objective")
 
 
 class QuadraticOracle(ClosedForm):
@@ -116,6 +123,9 @@ class QuadraticOracle(ClosedForm):
 
     def _full(self, x: Vec) -> Vec:
         return _times(self.A[:len(x)], x - self.optima[:len(x)])
+
+    def _whole(self, x: Vec) -> Tensor:
+        return dot(self._full(x), x - self.optima[:len(x)]) / 2
 
 
 @dataclass(frozen=True)
@@ -204,6 +214,13 @@ class LinearModelOracle(ClosedForm):
             features, labels = self.store.client(m)
             row += features.mT @ (self.link.mean(features @ point) - labels) / len(labels)
         return gradient
+
+    def _whole(self, x: Vec) -> Tensor:
+        value = self.l2 / 2 * dot(x, x)
+        for row, point, m in zip(value, x, self.clients, strict=False):
+            features, labels = self.store.client(m)
+            row += self.link.pointwise(features @ point, labels).mean()
+        return value
 
 
 def _rows(x: Vec) -> Vec:

@@ -17,8 +17,8 @@ behave, tested, and not what they promise. Alone and stacked are two oracles: th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from ..contracts import Vec
 from .layers import Linear
 from .minibatch import ALIGNED, Batch, Batches
 from .pointwise import IDENTITY, Loss, Slab
+from .spaces import Space, Weights
 
 FULL_BATCH = 1000           # samples at a time in a pass over a client's whole data
 # Of a stack's models, gradients and activations. On a CPU larger stacks leave the caches and are slower.
@@ -35,27 +36,6 @@ STACK = 4                   # clients that a stack may always hold
 MANY = 8                    # clients in a stack from which on it is quicker (measured)
 LANES = 64                  # entries to which a client's part of a slab is padded
 KEPT = 64                   # workspaces for batches of so many different sizes
-
-
-class Weights(NamedTuple):
-    """A layer's views: ``W`` [..., out, in], ``b`` [..., out, 1] or None, and the transpose of W (none of layer 0)."""
-
-    W: Tensor
-    b: Tensor | None
-    Wt: Tensor | None
-
-
-class Space(NamedTuple):
-    """Buffers of a mini-batch's shape, by layer; ``at`` are the activations transposed."""
-
-    z: list[Slab]
-    a: list[Slab]
-    at: list[Tensor]
-    r: list[Slab]
-    spare: Slab
-    ones: Tensor
-    gradient: Tensor
-    views: list[Weights]
 
 
 class Dense:
@@ -138,21 +118,38 @@ class Dense:
         batch = self.batch
         space = self._space(batch)
         self._forward(self._bind(x, batch), batch, space)
-        total = torch.zeros_like(space.r[-1].view)
-        self.criterion.first(space.a[-1], batch.target, space.r[-1], space.spare, total)
-        return total.sum((-2, -1)).view(-1)[:batch.clients].view(*x.shape[:-1], 1)
+        return self._losses(batch, space)[:batch.clients].view(*x.shape[:-1], 1)
 
     def full_grad(self, x: Vec) -> Vec:
         """Return the gradient at x [..., P] of the mean loss over all samples of each client."""
         rows = x.reshape(-1, self.size)
         total = self.new(rows.shape)
-        for row, into, client in zip(rows, total, self.clients, strict=False):
-            for batch in self.batches.whole(client, FULL_BATCH):
-                space, weights = self._space(batch), self._bind(row, batch)
-                self._forward(weights, batch, space)
-                self._backward(weights, batch, space, torch.zeros_like(space.r[-1].view))
-                into += space.gradient
+        for i, batch, space, weights in self._whole(rows):
+            self._backward(weights, batch, space, torch.zeros_like(space.r[-1].view))
+            total[i] += space.gradient
         return total.view(x.shape)
+
+    def full_value(self, x: Vec) -> Tensor:
+        """Return the mean loss over all samples of each client at x [..., P] as [..., 1]."""
+        rows = x.reshape(-1, self.size)
+        total = self.new(len(rows), 1)
+        for i, batch, space, _ in self._whole(rows):
+            total[i] += self._losses(batch, space)
+        return total.view(*x.shape[:-1], 1)
+
+    def _whole(self, rows: Tensor) -> Iterator[tuple[int, Batch, Space, list[Weights]]]:
+        """Yield each client's place and a part of its samples, whose activations at its row are there."""
+        for i, client in enumerate(self.clients[:len(rows)]):
+            for batch in self.batches.whole(client, FULL_BATCH):
+                space, weights = self._space(batch), self._bind(rows[i], batch)
+                self._forward(weights, batch, space)
+                yield i, batch, space, weights
+
+    def _losses(self, batch: Batch, space: Space) -> Tensor:
+        """Return the loss of each client, [clients], from its activations."""
+        total = torch.zeros_like(space.r[-1].view)
+        self.criterion.first(space.a[-1], batch.target, space.r[-1], space.spare, total)
+        return total.sum((-2, -1)).view(-1)
 
     def hvp(self, x: Vec, v: Vec) -> Vec:
         """Return the mini-batch Hessian at x times v, both [..., P]."""

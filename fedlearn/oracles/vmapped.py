@@ -132,6 +132,19 @@ class Vmapped:
                 into += grad(self._flat_loss)(row, features, labels.to(features.device)) * (len(index) / n)
         return total
 
+    def full_value(self, x: Vec) -> Tensor:
+        """Return the mean loss over all samples of each client at x [..., P] as [..., 1]."""
+        rows = x.detach().view(-1, self.size)
+        total = self.new(len(rows))
+        with torch.no_grad():
+            for client, row, i in zip(self.clients, rows, range(len(rows)), strict=False):
+                n = int(self.store.sizes[client])
+                for index in torch.arange(n).split(FULL_BATCH):
+                    features, labels = self.store.batch(client, index)
+                    features = self.prepare(features)
+                    total[i] += self._flat_loss(row, features, labels.to(features.device)) * (len(index) / n)
+        return total.view(*x.shape[:-1], 1)
+
     def _split(self, x: Vec) -> list[Tensor]:
         """Return the parameters in x [..., P] as views of their shapes, after those dimensions that come before P."""
         parts = x.split([shape.numel() for shape in self.shapes], -1)

@@ -52,6 +52,30 @@ class LocalWork:
             return self.steps
         return (self.epochs or 1) * -(-samples // max(1, self.batch_for(samples)))
 
+    @property
+    def before(self) -> int:
+        """Return 0: this is the first round."""
+        return 0
+
+    @property
+    def round(self) -> int:
+        """Return 0: this is the first round."""
+        return 0
+
+    @property
+    def lr_factor(self) -> float:
+        """Return 1: step sizes are as the algorithm and the schedule say."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class RoundWork(LocalWork):
+    """The work of one ``round``, after ``before`` local steps in earlier ones, with step sizes times ``lr_factor``."""
+
+    before: int = 0
+    round: int = 0
+    lr_factor: float = 1.0
+
 
 def batches(rng: np.random.Generator, samples: int, plan: LocalPlan) -> Draws:
     """Return the K mini-batches of one round as int64 index tensors into the client's samples.

@@ -8,20 +8,30 @@ in ``weighting.py``. The cost of a draw follows the cohort, not the population.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, in_range
 
 Cohort = tuple[np.ndarray, np.ndarray]
 
 
 class Sampling(ABC):
-    """A rule that chooses the cohort of a round; ``name`` is how weightings call it."""
+    """A rule that chooses the cohort of a round; ``name`` is how weightings call it.
+
+    ``travels``: models go between a server and the clients; not where the only client is its own server.
+    ``replacement``: a client may be drawn several times for one round. ``horizon``: it depends on how many rounds
+    there are. ``by_loss``: it is told the clients' last losses.
+    """
 
     name: ClassVar[str]
+    replacement: ClassVar[bool] = False
+    horizon: ClassVar[bool] = False
+    by_loss: ClassVar[bool] = False
+    travels: ClassVar[bool] = True
 
     def cohort(self, sizes: np.ndarray, size: int | None, rng: np.random.Generator, round: int) -> Cohort:
         """Return the sorted ids [S] of the round's clients and how often each was drawn [S], both int64.
@@ -39,6 +49,10 @@ class Sampling(ABC):
             raise ConfigError("cohort", size, f"1 to {population}, the number of clients",
                               "Ask for fewer clients per round, or raise clients." if size > 0 else "")
         return self._draw(sizes, size, rng, round)
+
+    def knowing(self, losses: Mapping[int, float], rounds: int) -> Sampling:
+        """Return the rule with each client's mean loss in its last round, for a run of so many rounds."""
+        return self
 
     @abstractmethod
     def _draw(self, sizes: np.ndarray, size: int, rng: np.random.Generator, round: int) -> Cohort:
@@ -76,6 +90,7 @@ class ProportionalSampling(Sampling):
     """
 
     name: ClassVar[str] = "proportional"
+    replacement: ClassVar[bool] = True
 
     def _draw(self, sizes: np.ndarray, size: int, rng: np.random.Generator, round: int) -> Cohort:
         upto = self._cumulative(sizes)
@@ -100,6 +115,30 @@ class CyclicSampling(Sampling):
 
     def _draw(self, sizes: np.ndarray, size: int, rng: np.random.Generator, round: int) -> Cohort:
         return _once((round * size + np.arange(size)) % len(sizes))
+
+
+@dataclass(frozen=True)
+class OneMachine(Sampling):
+    """The same client in every round, by itself: it keeps the model, and no bytes are counted.
+
+    Raises:
+        ConfigError: if ``client`` is below 0, or there is no client of that id.
+    """
+
+    name: ClassVar[str] = "one"
+    travels: ClassVar[bool] = False
+
+    client: int = 0
+
+    def __post_init__(self) -> None:
+        in_range("sampling.client", self.client, least=0, whole=True)
+
+    def _draw(self, sizes: np.ndarray, size: int, rng: np.random.Generator, round: int) -> Cohort:
+        if size not in (1, len(sizes)):
+            raise ConfigError("cohort", size, "1 or null with sampling=one", "Only one client ever works.")
+        if self.client >= len(sizes):
+            raise ConfigError("sampling.client", self.client, f"0 to {len(sizes) - 1}, the clients' ids")
+        return _once(np.array([self.client]))
 
 
 def _once(ids: np.ndarray) -> Cohort:

@@ -6,17 +6,18 @@ upload. The schemes, after Li et al., "On the Convergence of FedAvg on Non-IID D
 ========  ===================================  ==============================  ========================
 name      server receives                      goes with sampling              expectation
 ========  ===================================  ==============================  ========================
-ratio     sum n_m Delta_m / sum n_m over S     uniform, full, cyclic           **biased** unless full
-uniform   sum Delta_m / abs(S)                 uniform, full, cyclic           (1/N) sum Delta_m
-scheme1   plain mean over the draws            proportional                    sum p_m Delta_m
+ratio     sum n_m Delta_m / sum n_m over S     uniform, full, cyclic, one      **biased** unless full
+uniform   sum Delta_m / abs(S)                 uniform, full, cyclic, one      (1/N) sum Delta_m
+scheme1   plain mean over the draws            proportional, temperature       sum p_m Delta_m
 scheme2   sum p_m (N / abs(S)) Delta_m         uniform, full                   sum p_m Delta_m
 ========  ===================================  ==============================  ========================
 
 ``ratio`` is the default because it is what most published code does. It is a ratio estimator: when
 clients with more data move differently, its expectation under sampling is not sum p_m Delta_m.
 ``scheme1`` removes the bias at a smaller variance, ``scheme2`` at a larger one: its weights do not
-sum to one, so that it may be applied to increments only, never to models. A reply that is not
-accepted leaves the sum; its weight leaves the denominator too, except under ``scheme2``.
+sum to one, so that it may be applied to increments only, never to models. With ``sampling=temperature``
+the p_m of ``scheme1`` are the probabilities of a draw; ``client_curriculum`` goes with ratio and uniform.
+A reply that is not accepted leaves the sum; its weight leaves the denominator too, except under ``scheme2``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Weighting(ABC):
             ConfigError: naming ``weighting`` and both choices.
         """
         if sampling.name not in self.samplings:
-            better = "scheme1" if sampling.name == "proportional" else "ratio"
+            better = "scheme1" if sampling.replacement else "ratio"
             allowed = " or ".join(f"sampling={name}" for name in self.samplings)
             raise ConfigError("weighting", self.name, f"{self.name} only with {allowed}",
                               f"Found sampling={sampling.name}; choose weighting={better} for it.")
@@ -75,7 +76,7 @@ class RatioWeighting(Weighting):
     """sum n_m Delta_m / sum n_m over the cohort: the usual code; biased under sampling."""
 
     name: ClassVar[str] = "ratio"
-    samplings: ClassVar[tuple[str, ...]] = ("uniform", "full", "cyclic")
+    samplings: ClassVar[tuple[str, ...]] = ("uniform", "full", "cyclic", "one", "client_curriculum")
 
     def weights(self, ids: np.ndarray, counts: np.ndarray, sizes: np.ndarray, total: int,
                 population: int) -> Weights:
@@ -87,7 +88,7 @@ class UniformWeighting(Weighting):
     """The plain mean over the cohort: every client counts alike, whatever its size."""
 
     name: ClassVar[str] = "uniform"
-    samplings: ClassVar[tuple[str, ...]] = ("uniform", "full", "cyclic")
+    samplings: ClassVar[tuple[str, ...]] = ("uniform", "full", "cyclic", "one", "client_curriculum")
 
     def weights(self, ids: np.ndarray, counts: np.ndarray, sizes: np.ndarray, total: int,
                 population: int) -> Weights:
@@ -99,7 +100,7 @@ class SchemeOne(Weighting):
     """The plain mean over draws made with probability p_m (Scheme I): unbiased, variance about 1/S."""
 
     name: ClassVar[str] = "scheme1"
-    samplings: ClassVar[tuple[str, ...]] = ("proportional",)
+    samplings: ClassVar[tuple[str, ...]] = ("proportional", "temperature")
 
     def weights(self, ids: np.ndarray, counts: np.ndarray, sizes: np.ndarray, total: int,
                 population: int) -> Weights:

@@ -68,7 +68,8 @@ class AsynchronousLoop:
         total = SUMS[e.reduce]()
         cohort: list[int] = []
         records: list[Record] = []
-        down = up = stale = 0
+        stale: list[int] = []
+        down = up = 0
         while len(records) < self.algorithm.buffer:
             under_way = self.workers.pending()
             if not (under_way and under_way[0].now == self.now):
@@ -84,15 +85,16 @@ class AsynchronousLoop:
             weights = {name: 1.0 if name in self.algorithm.unweighted else weight for name in reply.msg}
             total.add(reply.msg, weights, client, r)
             records.append(replace(reply.record, weight=weight))
-            stale += staleness
+            stale.append(staleness)
             if reply.record.state:
                 self.accepted_versions[client] = reply.work.key
         worked = perf_counter()
         mean = mean_of(Reduced(total, records), self.algorithm, float(self.algorithm.buffer), e.pipeline)
-        info = RoundInfo(r, e.rounds, len(records), len(e.task.sizes), e.schedule.server_factor(r, e.rounds))
+        info = RoundInfo(r, e.rounds, len(records), len(e.task.sizes), e.schedule.server_factor(r, e.rounds),
+                         [record.client for record in records], staleness=stale)
         self.server = self.algorithm.server_update(self.server, mean, info)
         return RoundReport(cohort, records, down, up, {"work": worked - began, "update": perf_counter() - worked},
-                           self.now, digest(tree_flat(self.server)), {"staleness": stale / len(records)})
+                           self.now, digest(tree_flat(self.server)), {"staleness": sum(stale) / len(records)})
 
     def _send_out(self, r: int, cohort: list[int]) -> int:
         """Fill the free places from the present model; return the bytes sent."""
@@ -108,7 +110,7 @@ class AsynchronousLoop:
                 client = free[0]
                 held = self.accepted_versions.get(client)
                 versions = {} if held is None else {client: held}
-                self.workers.submit(Work(r, self.sent, broadcast, [client], [1.0], e.local, versions))
+                self.workers.submit(Work(r, self.sent, broadcast, [client], [1.0], e.plan(r), versions))
                 self.busy.add(client)
                 cohort.append(client)
                 sent += bytes_of(broadcast)

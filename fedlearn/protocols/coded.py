@@ -103,7 +103,7 @@ class CodedLoop:
         scale = float(self.samples.mean())
         weights = decoded * self.samples / scale
         ids = [int(m) for m in np.flatnonzero(responded)]
-        work = Work(r, r, broadcast, ids, [float(weights[m]) for m in ids], e.local)
+        work = Work(r, r, broadcast, ids, [float(weights[m]) for m in ids], e.plan(r))
         reduced = self.workers.map_reduce(work)
         worked = perf_counter()
         mean = mean_of(reduced, self.algorithm, float(e.task.sizes.sum()) / scale, e.pipeline)

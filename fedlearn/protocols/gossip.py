@@ -99,7 +99,7 @@ class GossipLoop:
         e = self.experiment
         began = perf_counter()
         nodes = list(range(len(self.neighbours)))
-        work = Work(r, r, {}, nodes, [1.0] * len(nodes), e.local)
+        work = Work(r, r, {}, nodes, [1.0] * len(nodes), e.plan(r))
         records = self.workers.exchange(Exchange(work, self.neighbours, self.weights))
         # A node's message travels once along each of its edges, up there and down here.
         sent = {record.client: record.bytes_up * len(self.neighbours[record.client]) for record in records}

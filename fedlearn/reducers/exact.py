@@ -28,8 +28,8 @@ LOW = 53            # further bits in the second limb, as many as a float64 can 
 LIMIT = 2.0**62     # of the sum of the clients' largest scaled entries: one bit below int64's own
 CARRY = 512         # uploads after which the second limb, at most 2^52 from each, is carried over
 CHUNK = 32_768      # elements that are scaled at a time: stays in the second-level cache
-# Adding it to a float64 below 2^51 rounds that to an integer, which the last bits of the sum then hold.
-ROUND = 1.5 * 2.0**52
+# Adding it to a float64 below 2^11 rounds that to a multiple of 2^-40, which the last bits of the sum then count.
+ROUND = 1.5 * 2.0**(52 - SCALE)
 ROUND_BITS = int(np.float64(ROUND).view(np.int64))
 
 
@@ -92,8 +92,7 @@ class ExactSum:
             if rounds and dtype == "float32":
                 self._add_rounded(into.numpy(), msg[name].detach().numpy(), weights[name])
             else:
-                for row, weight in zip(msg[name].unbind(), weights[name], strict=True):
-                    _accumulate(into, row, weight)
+                _accumulate(into, msg[name].detach(), weights[name])
             start += len(into)
         self.uncarried += len(clients)
 
@@ -140,14 +139,14 @@ class ExactSum:
         together = max(1, CHUNK // max(1, numel))
         if self.scratch.size < min(n * numel, CHUNK):
             self.scratch = np.empty(min(n * numel, CHUNK))
-        # A power of two scales exactly: the product with the weight is the one rounding before this one.
-        scale = np.array(weights)[:, None] * 2.0**SCALE
+        scale, plain = np.array(weights)[:, None], all(weight == 1 for weight in weights)
         for i in range(0, n, together):
             for a in range(0, numel, CHUNK):
                 part = rows[i:i + together, a:a + CHUNK]
                 scaled = self.scratch[:part.size].reshape(part.shape)
                 scaled[...] = part
-                np.multiply(scaled, scale[i:i + together], out=scaled)
+                if not plain:
+                    np.multiply(scaled, scale[i:i + together], out=scaled)
                 np.add(scaled, ROUND, out=scaled)
                 bits = scaled.view(np.int64)
                 np.add(into[a:a + CHUNK], bits[0] if len(bits) == 1 else bits.sum(0), out=into[a:a + CHUNK])
@@ -165,21 +164,21 @@ def _limbs(dtype: str) -> int:
     return 2 if dtype == "float64" else 1
 
 
-def _accumulate(into: Tensor, v: Tensor, weight: float) -> None:
-    wide = v.dtype == torch.float64
-    n = v.numel()
-    v = v.detach()
-    for a in range(0, n, CHUNK):
-        b = min(a + CHUNK, n)
-        # A power of two scales exactly: the product with the weight is the one rounding before this one.
-        scaled = v[a:b].to(torch.float64, copy=True).mul_(weight * 2.0**SCALE)
-        if wide:
+def _accumulate(into: Tensor, rows: Tensor, weights: Sequence[float]) -> None:
+    """Add weighted rows [clients, numel], as much of them at a time as stays in the cache."""
+    wide, n = rows.dtype == torch.float64, rows.shape[1]
+    together = max(1, CHUNK // max(1, n))
+    # A power of two scales exactly: the product with the weight is the one rounding before this one.
+    scale = torch.tensor(weights, dtype=torch.float64, device=rows.device).unsqueeze(1) * 2.0**SCALE
+    for i in range(0, len(rows), together):
+        for a in range(0, n, CHUNK):
+            b = min(a + CHUNK, n)
+            scaled = rows[i:i + together, a:b].to(torch.float64, copy=True).mul_(scale[i:i + together])
             whole = scaled.round()
-            into[a:b].add_(whole.to(torch.int64))
-            rest = scaled.sub_(whole).mul_(2.0**LOW)
-            into[n + a:n + b].add_(rest.round_().to(torch.int64))
-        else:
-            into[a:b].add_(scaled.round_().to(torch.int64))
+            into[a:b].add_(whole.to(torch.int64).sum(0))
+            if wide:
+                rest = scaled.sub_(whole).mul_(2.0**LOW)
+                into[n + a:n + b].add_(rest.round_().to(torch.int64).sum(0))
 
 
 def _decode(limbs: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from ..oracles.choose import Problem, choose
 from ..policies.local_work import batches
 from ..vectors import flatten, load, trainable
 
-TEST_BATCH = 1000
+TEST_BATCH = 1000           # test samples at a time
+TEST_BATCH_KERNELS = 100    # with convolutions, on a CPU: their outputs are larger than the samples and leave the cache
 
 
 def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
@@ -119,10 +120,12 @@ class SupervisedTask:
         load(self.model, x)
         was_training = self.model.training
         self.model.eval()
+        kernels = self.x0.is_cpu and any(p.dim() > 2 for p in self.model.parameters())
+        piece = TEST_BATCH_KERNELS if kernels else TEST_BATCH
         total = hits = count = 0.0
         classes = self.loss != "squared" and not self.test[1].is_floating_point()
         with torch.no_grad():
-            for xs, ys in zip(self.test[0].split(TEST_BATCH), self.test[1].split(TEST_BATCH), strict=True):
+            for xs, ys in zip(self.test[0].split(piece), self.test[1].split(piece), strict=True):
                 out = self.model(self.prepare(xs))
                 total += float(self.criterion(out, ys)) * len(ys)
                 if classes:
@@ -132,6 +135,23 @@ class SupervisedTask:
         self.model.train(was_training)
         metrics = {"loss": total / len(self.test[1])} | ({"accuracy": hits / count} if classes else {})
         return metrics | {"samples": len(self.test[1])}
+
+    def sample_losses(self, client: int, x: Vec) -> Tensor:
+        """Return the loss of each of a client's samples, [n], at the weights x [P], in evaluation mode."""
+        load(self.model, x)
+        was_training = self.model.training
+        self.model.eval()
+
+        def loss(out: Tensor, y: Tensor) -> Tensor:
+            return self.criterion(out.unsqueeze(0), y.unsqueeze(0))
+
+        found = []
+        with torch.no_grad():
+            for index in torch.arange(int(self.sizes[client])).split(TEST_BATCH):
+                xs, ys = self.store.batch(client, index)
+                found.append(torch.func.vmap(loss)(self.model(self.prepare(xs)), ys.to(self.x0.device)))
+        self.model.train(was_training)
+        return torch.cat(found)
 
     def evaluator(self, samples: int | None, rng: np.random.Generator) -> SupervisedTask:
         """Return the task with a model of its own and ``samples`` test samples, drawn without replacement (None: all).

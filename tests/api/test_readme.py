@@ -27,10 +27,10 @@ def test_the_example_algorithm_is_complete_and_runs_from_the_command_line(tmp_pa
     assert len(algorithm.strip().splitlines()) <= 40
     (tmp_path / "my_module.py").write_text(algorithm)
     (tmp_path / "algorithm").mkdir()
-    (tmp_path / "algorithm" / "fedavgm.yaml").write_text(YAML[0])
+    (tmp_path / "algorithm" / "my_fedavgm.yaml").write_text(YAML[0])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    run = ["run", "algorithm=fedavgm", "rounds=2", "clients=4", "cohort=2", "progress=none", "--config-dir", "."]
+    run = ["run", "algorithm=my_fedavgm", "rounds=2", "clients=4", "cohort=2", "progress=none", "--config-dir", "."]
     assert cli.main([*run, "algorithm.beta=0.5"]) == 0
     assert cli.main([*run, "algorithm.gamma=0.5"]) == 2
 

@@ -12,7 +12,8 @@ from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.balance import balance
 from fedlearn.backends.torchrun import Torchrun
-from fedlearn.backends.torchrun_group import Group, bundle, length, room_for, unbundle
+from fedlearn.backends.torchrun_bundle import bundle, length, room_for, unbundle
+from fedlearn.backends.torchrun_group import Group
 from fedlearn.backends.torchrun_rank import crossing
 from fedlearn.errors import ConfigError
 from fedlearn.reducers.fast import FastSum

@@ -79,6 +79,22 @@ class Writes(FedAvg):
 
 
 @dataclass(frozen=True)
+class Looks(FedAvg):
+    """Reads all of what was broadcast, and writes down which memory of its process is a shared file, and how much."""
+
+    folder: str = ""
+
+    def local_finish(self, y: Tree, b: Msg, c: Tree, info: StepInfo) -> tuple[Msg, Tree]:
+        assert b["x"].isfinite().all()
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        starts = [i for i, line in enumerate(lines) if "/memfd:fedlearn-" in line]
+        seen = [" ".join([lines[i].split()[4], *(line for line in lines[i:i + 25]
+                                                 if line.startswith(("Size:", "Rss:", "Anonymous:")))]) for i in starts]
+        Path(self.folder, f"{os.getpid()}").write_text("\n".join(seen))
+        return super().local_finish(y, b, c, info)
+
+
+@dataclass(frozen=True)
 class Huge(FedAvg):
     """Sends uploads of which one fits the exact sum and several do not."""
 

@@ -30,6 +30,12 @@ def test_descriptions(tmp_path: Path, text: str, expected: tuple[str, str]) -> N
     assert catalog.describe(tmp_path / "a.yaml") == expected
 
 
+def test_traffic(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("# A\n# Traffic: d down, 2d up\nlr: 1\n")
+    (tmp_path / "b.yaml").write_text("# A\nlr: 1\n")
+    assert [catalog.traffic(tmp_path / name) for name in ("a.yaml", "b.yaml")] == ["d down, 2d up", ""]
+
+
 def test_groups_are_found_in_the_singular_and_the_plural(base: Path) -> None:
     groups = catalog.options(base=base)
     assert [catalog.group_named(word, groups) for word in ("algorithm", "algorithms", "tasks")] == \

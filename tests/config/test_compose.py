@@ -76,7 +76,7 @@ WRONG = [
     (["pipeline.clip.norm=2"], "pipeline.clip: found 'clip'; allowed: nothing below pipeline as it is. "
                                "Choose it first: pipeline=clip."),
     (["algorithm=null"], "algorithm: found None; allowed: one of"),
-    (["algorithm=[fedavg,dsgd]"], "allowed: one option (pipeline, tracking take a list)."),
+    (["algorithm=[fedavg,dsgd]"], "allowed: one option (pipeline, modifiers, tracking take a list)."),
     (["+algorithm=dsgd"], "algorithm: found '+algorithm=dsgd'; allowed: algorithm=<option> without +."),
     (["algorithm@x=dsgd"], "algorithm: found 'algorithm@x=dsgd'; allowed: group=option without a package."),
     (["rounds"], "override: found 'rounds'; allowed: key=value, group=option, +key=value or ~key."),

@@ -38,6 +38,7 @@ def mapped(pid: int, file: Path) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/PID/smaps, which only Linux has")
+@pytest.mark.slow
 def test_workers_that_read_all_of_a_store_hold_one_copy_of_it_together(tmp_path):
     folder = tmp_path.resolve()
     x = torch.arange(CLIENTS * FEATURES, dtype=torch.float32).reshape(CLIENTS, FEATURES) % 7    # 16 MiB

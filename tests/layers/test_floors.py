@@ -10,16 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "fedlearn").rglob("*.py"))
-GROUND = {"contracts", "vectors", "seeds", "errors", "draws"}
-FIRST = {"algorithms", "pipeline", "reducers", "policies", "data", "models"}
-WORK = GROUND | FIRST | {"tasks", "oracles", "states", "work", "worker", "experiment"}
+GROUND = {"contracts", "vectors", "seeds", "errors", "draws", "pacing"}
+FIRST = {"algorithms", "modifiers", "pipeline", "reducers", "policies", "data", "models"}
+WORK = GROUND | FIRST | {"tasks", "oracles", "states", "work", "worker", "experiment", "combinations"}
 ALL = WORK | {"backends", "protocols", "tracking", "checkpoint", "config"}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     **dict.fromkeys(FIRST, GROUND),
     "tasks": GROUND | {"data", "models", "policies", "oracles"},
     "oracles": GROUND | {"data", "models"},
-    **dict.fromkeys(["work", "worker", "experiment"], WORK),
+    **dict.fromkeys(["work", "worker", "experiment", "combinations"], WORK),
     "backends": WORK,
     "protocols": WORK | {"backends"},
     **dict.fromkeys(["states", "tracking", "checkpoint"], GROUND),

@@ -102,7 +102,7 @@ def test_samples_that_do_not_fit_are_refused(config, shape, found):
     (lambda: ResNet(width=12), "model.groups: found 8; allowed: a divisor of model.width=12"),
     (lambda: GRU(embedding=0), "model.embedding: found 0"),
     (lambda: Transformer(width=10, heads=4), "model.heads: found 4; allowed: a divisor of model.width=10"),
-], ids=str)
+])
 def test_hyper_parameters_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         make()

@@ -51,6 +51,7 @@ def test_gradient_value_and_whole_gradient(bound):
     assert torch.allclose(oracle.value(x), plain_loss(task, x, INDEX).reshape(1), rtol=0, atol=1e-14)
     (whole,) = torch.autograd.grad(plain_loss(task, z), z)
     assert torch.allclose(oracle.full_grad(x), whole, rtol=0, atol=1e-14)
+    assert torch.allclose(oracle.full_value(x), plain_loss(task, x).reshape(1), rtol=0, atol=1e-14)
 
 
 def test_hessian_vector_product(bound):

@@ -27,7 +27,7 @@ from fedlearn.tasks.quadratic import Quadratic
 from fedlearn.tasks.supervised import SupervisedTask, cross_entropy
 
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-6}
-CALLS = ("grad", "value", "hvp", "full_grad")
+CALLS = ("grad", "value", "hvp", "full_grad", "full_value")
 
 
 def strange() -> nn.Module:

@@ -28,7 +28,7 @@ from fedlearn.work import Work
 from fedlearn.worker import Worker
 
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-6}
-CALLS = ("grad", "value", "hvp", "full_grad")
+CALLS = ("grad", "value", "hvp", "full_grad", "full_value")
 DRAWS = {3: [0, 3, 2, 9, 8], 1: [1, 2], 0: [5], 5: [1, 2, 3, 4]}
 LOCALS = {"epochs": LocalWork(epochs=2, batch_size=5), "steps": LocalWork(steps=4, batch_size=8),
           "whole": LocalWork(steps=3, batch_size=0)}

@@ -44,13 +44,13 @@ def test_equals_autograd_client_by_client(loss: Any) -> None:
     stack.enter(ids)
     for left in (4, 2, 1):
         stack.at(draws[:left])
-        got = [f(x[:left]).clone() for f in (stack.grad, stack.value, stack.full_grad)]
+        got = [f(x[:left]).clone() for f in (stack.grad, stack.value, stack.full_grad, stack.full_value)]
         got.append(stack.hvp(x[:left], x[:left].cos()))
         for i in range(left):
             plain.enter([ids[i]])
             plain.at([draws[i]])
             expected = [plain.grad(x[i]).clone(), plain.value(x[i]), plain.full_grad(x[i]),
-                        plain.hvp(x[i], x[i].cos())]
+                        plain.full_value(x[i]), plain.hvp(x[i], x[i].cos())]
             for one, other in zip(got, expected, strict=True):
                 assert one[i].shape == other.shape and far(one[i], other) < 1e-12
 

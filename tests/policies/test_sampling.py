@@ -9,6 +9,7 @@ from fedlearn.errors import ConfigError
 from fedlearn.policies.sampling import (
     CyclicSampling,
     FullParticipation,
+    OneMachine,
     ProportionalSampling,
     Sampling,
     UniformSampling,
@@ -46,6 +47,18 @@ def test_full_participation_refuses_a_smaller_cohort() -> None:
     assert FullParticipation().cohort(SIZES, 5, rng(), 0)[0].tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ConfigError, match="cohort: found 3; .*sampling=uniform"):
         FullParticipation().cohort(SIZES, 3, rng(), 0)
+
+
+def test_one_machine_is_always_the_same() -> None:
+    for size in (1, None):
+        drawn = [OneMachine(3).cohort(SIZES, size, rng(r), r) for r in range(3)]
+        assert [(ids.tolist(), counts.tolist()) for ids, counts in drawn] == [([3], [1])] * 3
+    with pytest.raises(ConfigError, match="cohort: found 2; allowed: 1 or null with sampling=one"):
+        OneMachine().cohort(SIZES, 2, rng(), 0)
+    with pytest.raises(ConfigError, match="sampling.client: found 5; allowed: 0 to 4"):
+        OneMachine(5).cohort(SIZES, 1, rng(), 0)
+    with pytest.raises(ConfigError, match="sampling.client: found -1"):
+        OneMachine(-1)
 
 
 def test_uniform_draws_everybody_alike() -> None:

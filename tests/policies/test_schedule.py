@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedlearn.errors import ConfigError
-from fedlearn.policies.schedule import Constant, Cosine, InverseTime, Schedule
+from fedlearn.policies.schedule import Constant, Cosine, InverseSteps, InverseTime, Linear, Power, Schedule
 
 
 def curve(schedule: Schedule, rounds: int) -> list[float]:
@@ -32,12 +32,45 @@ def test_inverse_time_within_a_round() -> None:
     assert InverseTime(half=1).factor(1, 9, 3) == 0.5
 
 
+def test_linear_ends_one_round_or_step_after_the_last() -> None:
+    assert curve(Linear(), 4) == pytest.approx([1, 3 / 4, 2 / 4, 1 / 4])
+    assert curve(Linear(warmup=2), 6)[2:] == curve(Linear(), 4)
+    assert Linear().factor(1, 4, 7) == 3 / 4 and Linear().factor(9, 4) == 1 / 4
+    within = Linear(local_steps=3)
+    steps = [within.factor(r, 2, k) for r in (0, 1) for k in range(3)]
+    assert steps == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert within.factor(1, 2, 99) == pytest.approx(1 / 6)  # where a round has more steps than it was told
+
+
+def test_power_by_rounds_or_by_local_steps() -> None:
+    assert curve(Power(alpha=0.5), 4) == pytest.approx([1, 2**-0.5, 3**-0.5, 0.5])
+    assert Power(alpha=0.5).factor(3, 9, k=2, t=99) == 0.5
+    assert Power(alpha=0.5, by_step=True).factor(3, 9, k=2, t=99) == pytest.approx(0.1)
+    assert curve(Power(warmup=2), 7)[2:] == curve(Power(), 5)
+
+
+def test_inverse_steps_are_capped_at_one() -> None:
+    # lr = 1 / H = 1/2 and mu = 1: lr times the factor is min(2 / (t + 1), 1/2).
+    schedule = InverseSteps(a=4, b=1)
+    found = [0.5 * schedule.factor(r, 9, k, t=2 * r + k) for r in range(4) for k in range(2)]
+    assert found == pytest.approx([min(2 / (t + 1), 0.5) for t in range(8)])
+
+
 def test_server_factor_only_where_asked_for() -> None:
     assert [InverseTime(half=1, server=on).server_factor(1, 9) for on in (False, True)] == [1, 0.5]
+    assert [Power(alpha=1, by_step=True, server=on).server_factor(1, 9, t=3) for on in (False, True)] == [1, 0.25]
+
+
+def test_who_counts_local_steps_says_so() -> None:
+    assert InverseSteps().by_step and Power(by_step=True).by_step
+    assert not any(getattr(s, "by_step", False) for s in (Power(), Linear(local_steps=3), InverseTime(), Constant()))
+    assert Power(by_step=True) != Power()
 
 
 @pytest.mark.parametrize("schedule",
-                         [Constant(), InverseTime(), Cosine(), Cosine(warmup=9), Constant(warmup=99)])
+                         [Constant(), InverseTime(), Cosine(), Cosine(warmup=9), Constant(warmup=99), Linear(),
+                                      Linear(warmup=9), Linear(local_steps=5), Power(), Power(alpha=1, by_step=True),
+                                      InverseSteps(a=0.1)])
 @pytest.mark.parametrize("rounds", [1, 2, 10])
 def test_factors_are_positive_and_at_most_one(schedule: Schedule, rounds: int) -> None:
     assert all(0 < f <= 1 for f in curve(schedule, rounds))
@@ -46,6 +79,8 @@ def test_factors_are_positive_and_at_most_one(schedule: Schedule, rounds: int) -
 @pytest.mark.parametrize(("kind", "wrong"), [
     (Constant, {"warmup": -1}), (InverseTime, {"half": 0}), (InverseTime, {"local_steps": 0}),
     (Cosine, {"final": 1.5}), (Cosine, {"final": -0.1}), (Cosine, {"warmup": -1}),
+    (Linear, {"local_steps": 0}), (Power, {"alpha": 0}), (Power, {"alpha": 1.1}), (InverseSteps, {"a": 0}),
+    (InverseSteps, {"b": 0}), (InverseSteps, {"warmup": 1}), (Power, {"warmup": 1, "by_step": True}),
 ])
 def test_wrong_schedules_name_their_key(kind: type[Schedule], wrong: dict) -> None:
     with pytest.raises(ConfigError) as e:

@@ -9,13 +9,15 @@ from fedlearn.errors import ConfigError
 from fedlearn.policies.sampling import (
     CyclicSampling,
     FullParticipation,
+    OneMachine,
     ProportionalSampling,
     Sampling,
     UniformSampling,
 )
 from fedlearn.policies.weighting import RatioWeighting, SchemeOne, SchemeTwo, UniformWeighting, Weighting
 
-SAMPLINGS: list[Sampling] = [UniformSampling(), FullParticipation(), ProportionalSampling(), CyclicSampling()]
+SAMPLINGS: list[Sampling] = [UniformSampling(), FullParticipation(), ProportionalSampling(), CyclicSampling(),
+                             OneMachine()]
 
 
 def weigh(weighting: Weighting, counts: tuple[int, int] = (1, 1)) -> tuple[list[float], float | None]:
@@ -33,7 +35,8 @@ def test_weights_of_a_small_cohort() -> None:
 
 
 @pytest.mark.parametrize(("weighting", "good"), [
-    (RatioWeighting(), {"uniform", "full", "cyclic"}), (UniformWeighting(), {"uniform", "full", "cyclic"}),
+    (RatioWeighting(), {"uniform", "full", "cyclic", "one"}),
+    (UniformWeighting(), {"uniform", "full", "cyclic", "one"}),
     (SchemeOne(), {"proportional"}), (SchemeTwo(), {"uniform", "full"}),
 ])
 def test_a_sampling_that_does_not_fit_is_refused(weighting: Weighting, good: set[str]) -> None:

@@ -122,7 +122,7 @@ def test_the_count_of_states_in_memory_is_right(tmp_path):
     for version in range(60):
         client = int(rng.integers(12))
         if client in accepted:
-            states.get(client, accepted[client])
+            states.settle({client: accepted[client]})
         states.put(client, version, torch.full((4,), float(version)))
         accepted[client] = version
         if version % 20 == 19:

@@ -85,6 +85,17 @@ def test_named_vectors_have_their_own_weights_and_denominators(kind):
     assert mean["dx"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [1.0, 0.3, 1.0], [0.7, 1.0, 2.0]])
+def test_each_weighted_entry_is_rounded_to_the_nearest_unit(weights):
+    vectors = random_vectors(3, CHUNK + 5, torch.float32)
+    stacked, apart = ExactSum(), add_all(ExactSum(), vectors, weights)
+    stacked.add_stack({"dx": torch.stack(vectors)}, {"dx": weights}, [0, 1, 2], 0)
+    units = sum((v.double() * w * 2.0**SCALE).round().long() for v, w in zip(vectors, weights, strict=True))
+    for total in (stacked, apart):
+        total.carry()
+        assert torch.equal(total.buffer, units)
+
+
 @pytest.mark.parametrize("kind", SUMS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_entries_are_refused_before_they_touch_the_sum(kind, bad):

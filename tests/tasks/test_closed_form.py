@@ -61,6 +61,7 @@ def test_whole_gradient_is_the_mean_over_all_batches(task):
         oracle.enter([m])
         oracle.at([draws_of(task, m, LocalWork(steps=1, batch_size=None))[0]])
         assert close(oracle.full_grad(x), oracle.grad(x).clone())
+        assert close(oracle.full_value(x), oracle.value(x))
 
 
 def test_a_stack_is_its_clients_one_by_one_and_shrinks(task):
@@ -83,6 +84,7 @@ def test_a_stack_is_its_clients_one_by_one_and_shrinks(task):
             assert close(hvps[i], alone.hvp(x[i], v[i]).clone())
             assert close(values[i], alone.value(x[i]).clone())
             assert close(fulls[i], alone.full_grad(x[i]).clone())
+            assert close(stack.full_value(x[rows])[i], alone.full_value(x[i]))
             losses[i] += alone.loss[0]
     assert close(stack.loss, losses)
     assert stack.calls == 3
@@ -102,6 +104,7 @@ def test_autograd_gives_the_same_numbers(name):
         assert close(closed.value(x), auto.value(x))
         assert close(closed.hvp(x, v), auto.hvp(x, v))
         assert close(closed.full_grad(x), auto.full_grad(x))
+        assert close(closed.full_value(x), auto.full_value(x))
 
 
 def test_logistic_loss_far_from_zero_keeps_its_tail():

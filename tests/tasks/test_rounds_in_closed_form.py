@@ -97,6 +97,7 @@ def test_local_descent_converges_to_its_fixed_point(exponent, outer):
     assert np.linalg.norm(limit - task.optimum.numpy()) > 0.1  # which is not x*
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lr", "K", "distance"), [
     (1 / 7, 1, 0.0), (1 / 7, 2, 0.649), (1 / 7, 10, 1.448), (1 / 7, 100, 1.414), (1 / 14, 2, 0.274),
     (1 / 700, 100, 0.419), (1 / 28, 2, 0.127), (1 / 700, 10, 0.0425)])
@@ -120,6 +121,7 @@ def test_two_clients_with_disjoint_coordinates(outer):
     assert torch.allclose(x, closed, rtol=1e-13, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_scaffold_converges_to_the_optimum(option):
     dials = Quadratic(dimension=10, mu=0.2, tau=0.5, sigma=0.0)

@@ -99,3 +99,17 @@ def test_a_run_without_a_folder_lets_go_of_replaced_states(monkeypatch: pytest.M
     with_folder = execute(experiment(Scaffold(lr=0.1), rounds=23, cohort=3))
     assert len(held) == 2 and all(len(versions) == 1 for versions in held[-1].values())
     assert with_folder.sha256 == digest(play(experiment(Scaffold(lr=0.1), rounds=23, cohort=3))[0])
+
+
+def test_a_replaced_state_is_let_go_of_by_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = []
+    put = States.put
+
+    def watched(self: States, *args: Any) -> None:
+        put(self, *args)
+        most.append(self.count - len(self.held))
+
+    monkeypatch.setattr(States, "put", watched)
+    execute(experiment(Scaffold(lr=0.1), rounds=20, cohort=3, checkpoint_every=0))
+    # Of clients in the present cohort alone are there two states: the one it starts from and the one it makes.
+    assert 0 < max(most) <= 3

@@ -1,6 +1,7 @@
 """The worker: pure local work, states that count only when accepted, and errors that name the client."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.errors import CheckpointError, ClientError, ConfigError, NonFiniteUpdate
 from fedlearn.policies.local_work import LocalWork
+from fedlearn.policies.schedule import Constant
 from fedlearn.states import States
 from fedlearn.tasks.supervised import SupervisedTask
 from fedlearn.vectors import digest
@@ -186,10 +188,37 @@ def test_memory_for_states_is_bounded_and_old_versions_are_forgotten(tmp_path):
     assert [states.get(m, 0)[0].item() for m in (0, 25, 49)] == [0, 25, 49]
     for version in range(1, 100):
         states.put(49, version, state)
-        states.get(49, version)
+        states.settle({49: version})
     assert len(states.held[49]) == 1
     unbounded = States(state)
     for version in range(100):
         unbounded.put(1, version, state)
-        unbounded.get(1, version)
+        unbounded.settle({1: version})
     assert len(unbounded.held[1]) == 1
+
+
+class Rising(Constant):
+    """A step size that is another one at every local step."""
+
+    def factor(self, round: int, rounds: int, k: int = 0, t: int = 0) -> float:
+        return k + 0.5
+
+
+@pytest.mark.parametrize("stack", [False, True])
+def test_a_step_is_told_the_sum_of_the_factors_before_it(stack):
+    seen = []
+
+    class Asking(FedAvg):
+        def local_step(self, y, b, c, oracle, info):
+            seen.append((info.k, info.lr_total))
+            return super().local_step(y, b, c, oracle, info)
+
+        def local_finish(self, y, b, c, info):
+            seen.append((info.k, info.lr_total))
+            return super().local_finish(y, b, c, info)
+
+    e = experiment(Asking(), schedule=Rising())
+    for _ in Worker(replace(setup_of(e), stack=stack)).replies(replace(work_of(e, [0, 1]), local=LocalWork(steps=3)),
+                                                               [0, 1]):
+        pass
+    assert set(seen) == {(k, k * k / 2) for k in range(4)}

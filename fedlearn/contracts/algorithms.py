@@ -1,46 +1,16 @@
-"""The contracts: what an algorithm, an oracle, a task and a backend promise one another.
-
-An algorithm is one frozen dataclass in one file that reads like its paper. Its fields are its
-hyper-parameters; its methods are small and pure: no I/O, no random numbers, no knowledge of
-processes. The framework owns every loop, every random draw and every message.
-
-Shapes: a model is the **last** dimension of a tensor. A client alone works on [P], a stack of
-clients on [clients, P]; the same code serves both by plain broadcasting.
-"""
+"""What an algorithm promises: the contracts that its kind is written to."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-Vec = Tensor
-Msg = Mapping[str, Vec]
-Tree = Any
-
-
-class Oracle(Protocol):
-    """The stochastic oracle of the papers, on the current mini-batch of the current client(s).
-
-    A tensor that it returns is valid **until its next call**: an algorithm that keeps one clones it.
-    The argument is never changed. Shapes: x and v [..., P]; gradients [..., P]; values [..., 1].
-    """
-
-    def grad(self, x: Vec) -> Vec:
-        """Return the gradient of the mini-batch loss at x."""
-
-    def value(self, x: Vec) -> Tensor:
-        """Return the mini-batch loss at x."""
-
-    def hvp(self, x: Vec, v: Vec) -> Vec:
-        """Return the Hessian of the mini-batch loss at x times v."""
-
-    def full_grad(self, x: Vec) -> Vec:
-        """Return the gradient of the client's whole local objective at x."""
+from .problem import LocalPlan, Msg, Oracle, Task, Tree, Vec
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +19,17 @@ class StepInfo:
 
     ``k`` is the step (from 0; equal to ``steps`` in ``local_finish``), ``steps`` the number K of
     local steps of this client in this round: an int alone, a tensor [clients, 1] in a stack.
-    ``lr_factor`` multiplies the algorithm's own client step size (the schedule's value here).
+    ``lr_factor`` multiplies the algorithm's own client step size (the schedule's value here). ``t`` counts
+    local steps from 0 over all rounds, where all clients take the same number of them. ``lr_total`` is the
+    sum of the ``lr_factor`` of the client's steps in this round before this one.
     """
 
     round: int
     k: int
     steps: int | Tensor
     lr_factor: float = 1.0
+    t: int = 0
+    lr_total: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +37,12 @@ class RoundInfo:
     """What the server knows when it updates.
 
     ``accepted`` replies went into the mean, out of ``population`` clients; ``lr_factor``
-    multiplies the server step size where the schedule is asked to.
+    multiplies the server step size where the schedule is asked to; ``clients`` are the ids of the accepted, in
+    the order in which an ``individual`` algorithm sees their uploads. ``client_factor`` is the clients' factor at
+    the first step of the round, for a server that takes the step in their place. ``local`` is how much they
+    worked, where that is known. ``weights`` are those of the uploads of ``clients`` in the mean; they add up to 1,
+    except where the weighting sets its denominator. ``staleness`` is that of each of ``clients`` where the server
+    is asynchronous; elsewhere nobody is stale.
     """
 
     round: int
@@ -71,6 +50,11 @@ class RoundInfo:
     accepted: int
     population: int
     lr_factor: float = 1.0
+    clients: Sequence[int] = ()
+    client_factor: float = 1.0
+    local: LocalPlan | None = None
+    weights: Sequence[float] = ()
+    staleness: Sequence[int] = ()
 
     @property
     def participation(self) -> float:
@@ -105,14 +89,43 @@ class ServerAlgorithm(ABC):
     and ``c`` must not be. Uploads are **differences** from the broadcast (sign: ``dx = y - x``).
     No randomness, no ``.item()``, no data-dependent ``if`` in ``local_*``.
 
-    ``unweighted`` names the uploads whose mean over the accepted clients is always the plain one,
-    whatever the weighting (a control variate's difference, say). ``coordinatewise`` says that
-    ``server_update`` treats every coordinate by itself, so that it may be called for pieces of the model;
-    it is not inherited, since a subclass may do otherwise.
+    What it needs of the framework, an algorithm says in class variables. ``unweighted`` names the uploads whose
+    mean over the accepted clients is always the plain one, whatever the weighting (a control variate's difference,
+    say). ``coordinatewise`` says that ``server_update`` treats every coordinate by itself, so that it may be called
+    for pieces of the model; it is not inherited, since a subclass may do otherwise. ``equal_steps``: all clients
+    take the same number of local steps (``local.steps``). ``everybody``: all clients take part in every round.
+    ``local_sgd``: its local step is ``y - lr * grad(y)`` and nothing more, so that another optimiser may take its
+    place. ``hessians``: it calls ``oracle.hvp``; ``directions``: it calls ``oracle.direction``. ``individual``:
+    ``server_update`` gets every accepted upload, [accepted, P] in the order of the clients' ids, instead of their
+    mean; the server then holds as many models as clients take part. ``alone``: one machine does all the work, and
+    nothing travels (``sampling=one``). ``horizon``: what it does depends on how many rounds there are.
+    ``unstackable`` says why its clients have to work one after another, if they have to; ``unsteady``: a client's
+    last bits depend on who else is in its stack, so that none is stacked unasked. ``representations``: it
+    calls ``oracle.grad_of``.
     """
 
     unweighted: ClassVar[frozenset[str]] = frozenset()
     coordinatewise: ClassVar[bool] = False
+    equal_steps: ClassVar[bool] = False
+    everybody: ClassVar[bool] = False
+    local_sgd: ClassVar[bool] = False
+    hessians: ClassVar[bool] = False
+    directions: ClassVar[bool] = False
+    individual: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
+    horizon: ClassVar[bool] = False
+    unstackable: ClassVar[str] = ""
+    unsteady: ClassVar[bool] = False
+    representations: ClassVar[bool] = False
+
+    @property
+    def prelude(self) -> ServerAlgorithm | None:
+        """What the cohort does before the round proper, as an algorithm of the same server state; None: nothing.
+
+        Its clients take one local step, on all their data, and keep no state. What it broadcasts the clients
+        still have in the round proper.
+        """
+        return None
 
     def server_init(self, x0: Vec) -> Tree:
         """Return the first server state for the initial model x0 [P]."""
@@ -145,6 +158,18 @@ class ServerAlgorithm(ABC):
     def model(self, s: Tree) -> Vec:
         """Return the model [P] that is evaluated and saved."""
         return s.x
+
+    def iterate(self, y: Tree) -> Vec:
+        """Return the client's present model, [..., P], within what it works on."""
+        return y if isinstance(y, Tensor) else y[0]
+
+    def plan(self, s: Tree, local: LocalPlan) -> LocalPlan:
+        """Return how much clients are to work in the next round, given what the policies say."""
+        return local
+
+    def metrics(self, s: Tree) -> dict[str, float]:
+        """Return what of the server state a user would like to see after a round, by name."""
+        return {}
 
 
 class AsyncServerAlgorithm(ServerAlgorithm):
@@ -230,70 +255,16 @@ class Stage(ABC):
         return mean
 
 
-class LocalPlan(Protocol):
-    """How much a client works in a round: count of steps and size of batches."""
+class Modifier:
+    """Something that combines with any algorithm, or with any task: it puts another one around it.
 
-    def steps_for(self, samples: int) -> int:
-        """Return K for a client with so many samples."""
-
-    def batch_for(self, samples: int) -> int:
-        """Return the size of a full mini-batch for a client with so many samples."""
-
-
-class ClientOracle(Oracle, Protocol):
-    """An oracle as the worker drives it: first whose data, then which mini-batch.
-
-    ``stacks`` says whether ``enter`` takes several clients at once. ``loss`` is the sum over the
-    ``calls`` of ``grad`` since ``enter`` of the mini-batch loss (for the metrics only). An oracle may
-    have ``expect(clients, draws)``, to gather ahead for clients that will be entered one by one, and
-    ``pays_to_stack(batch)``, which says whether stacks are quicker.
+    Modifiers are applied in their order, the first one innermost.
     """
 
-    stacks: bool
-    calls: int
+    def around(self, algorithm: ServerAlgorithm) -> ServerAlgorithm:
+        """Return the algorithm that runs instead."""
+        return algorithm
 
-    @property
-    def loss(self) -> Tensor:
-        """The sum of the mini-batch losses, [clients]."""
-
-    def describe(self) -> str:
-        """Say in one line what this oracle is, for the run's log."""
-
-    def room(self, batch: int) -> int:
-        """Return the most clients of a stack, of mini-batches of at most ``batch`` samples: it may pad to that."""
-
-    def enter(self, clients: Sequence[int], draws: Sequence[Sequence[Any]] | None = None) -> None:
-        """Take over the data of one client, or of a stack of clients; resets ``loss``, ``calls``.
-
-        ``draws`` are, where known, all draws that ``at`` will get, by client: an oracle may gather ahead.
-        """
-
-    def at(self, draws: Sequence[Any]) -> None:
-        """Set the current mini-batch: one draw per client still in the stack (a leading part)."""
-
-
-class Task(Protocol):
-    """A model, the clients' data, a loss and an evaluation: the problem that is solved.
-
-    ``sizes`` is int64 [clients], the samples of each client. A task may also have
-    ``evaluator(samples: int | None, rng: np.random.Generator) -> Task``: what evaluates on so many of its
-    test samples, drawn with ``rng`` (None: on all), and shares nothing that changes with the task, so that
-    it can do so in another thread. It refuses, with a ConfigError, what it cannot do.
-    """
-
-    sizes: np.ndarray
-
-    def initial(self, seed: int) -> Vec:
-        """Return the initial model [P]."""
-
-    def oracle(self, kind: str = "auto") -> ClientOracle:
-        """Return a new oracle of the asked kind, for one worker."""
-
-    def draws(self, client: int, rng: np.random.Generator, local: LocalPlan) -> Sequence[Any]:
-        """Return the client's K mini-batch draws of one round, from its keyed generator."""
-
-    def evaluate(self, x: Vec) -> dict[str, float]:
-        """Return the test metrics at the model x [P], e.g. ``{"loss": ..., "accuracy": ...}``.
-
-        ``samples`` among them is the number of test samples that the others stand on.
-        """
+    def on(self, task: Task) -> Task:
+        """Return the task that is solved instead."""
+        return task

@@ -1,0 +1,1 @@
+"""The results of papers, each as one command; see ``python -m benchmarks.papers --help``."""

@@ -1,0 +1,1 @@
+"""What combines with any algorithm or task: one modifier, one file; nothing is imported here."""
