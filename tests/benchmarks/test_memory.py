@@ -10,7 +10,7 @@ from benchmarks.memory import measure
 
 PARAMETERS = 15_000_000
 # Pieces of sums and of updates, and what allocators keep, do not grow with the model.
-SLACK = 15e6 / (4 * PARAMETERS)
+SLACK = 24e6 / (4 * PARAMETERS)  # less than half a model
 
 
 @pytest.mark.slow

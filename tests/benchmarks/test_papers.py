@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.papers import __main__ as papers
-from benchmarks.papers import paper
+from benchmarks.papers import paper, record
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.tasks.quadratic import Quadratic
 
@@ -19,7 +19,7 @@ REPRODUCTIONS = ["R1a", "R1b", "R2a", "R2b", "R3a", "R3b", "R4a", "R4b", "R5a", 
 
 
 def test_every_reproduction_is_there_in_order() -> None:
-    found = papers.found()
+    found = record.found()
     assert [name for name in found if name.startswith("R")] == REPRODUCTIONS
     for name, module in found.items():
         about = module.ABOUT
