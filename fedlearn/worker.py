@@ -74,9 +74,14 @@ def pays_to_stack(setup: Setup, local: LocalPlan) -> bool:
     batch = local.batch_for(int(sizes.max()))
     if not oracle.stacks or not getattr(oracle, "pays_to_stack", lambda batch: False)(batch):
         return False
-    with suppress(Exception):   # the run will meet it, and say of which client
+    before = torch.get_num_threads()
+    torch.set_num_threads(setup.threads)    # as in the workers: other numbers of threads may decide otherwise
+    try:
         return steady(oracle, sizes, setup.task.initial(setup.seed), batch)
-    return False
+    except Exception:
+        return False    # the run will meet it, and say of which client
+    finally:
+        torch.set_num_threads(before)
 
 
 class Worker:

@@ -14,6 +14,8 @@ from torch import nn
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.fedbuff import FedBuff
 from fedlearn.algorithms.scaffold import Scaffold
+from fedlearn.config.assemble import experiment as assembled
+from fedlearn.config.compose import compose
 from fedlearn.contracts import Vec
 from fedlearn.errors import ClientError, ConfigError
 from fedlearn.execute import execute, setup_of
@@ -104,3 +106,17 @@ def test_a_stack_names_the_client_that_failed(guilty: int) -> None:
     with pytest.raises(ClientError, match=f"client {guilty}, .*found labels from -100") as caught:
         play(e)
     assert caught.value.client == guilty
+
+
+def test_the_trial_computes_with_the_workers_threads_and_not_the_callers():
+    choices = ["model=mlp", "heterogeneity=iid", "clients=6", "cohort=null", "local.steps=3"]
+    before = torch.get_num_threads()
+    decided = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            decided.append(setup_of(assembled(compose(choices))).stack)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert decided[0] == decided[1]
