@@ -5,6 +5,7 @@ A new algorithm adds one row to ALGORITHMS.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
@@ -248,3 +249,7 @@ def test_hyper_parameters_are_range_checked(algorithm: Any, value: float) -> Non
 def test_hyper_parameters_are_frozen(algorithm: Any) -> None:
     with pytest.raises(FrozenInstanceError):
         algorithm.lr = 1.0
+
+
+def test_hyper_parameters_travel_to_other_processes(algorithm: Any) -> None:
+    assert pickle.loads(pickle.dumps(algorithm)) == algorithm
