@@ -19,8 +19,8 @@ from fedlearn.tasks.linear_model import LinearModelTask
 from .clothes import CLASSES, draw_clothes
 from .paper import About, Criterion, Result, estimate, trained
 
-ABOUT = About("D7", "Local SGD stalls where clients differ, and minibatch SGD starts slowly: is it worth to take them "
-              "in turn, on Fashion-MNIST?",
+ABOUT = About("D7", "On Fashion-MNIST two stages, Local SGD first and minibatch SGD later, get the best of both where "
+              "clients differ.",
               "After Patel et al., The Limits and Potentials of Local SGD, COLT 2024, Appendix E.6")
 FINDING = (
     "A local start does not pay here. With few classes a client Local SGD stalls, and a second stage repairs that, but "
