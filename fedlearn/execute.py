@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoints, Snapshot, save_model
+from .combinations import name_of
 from .errors import ConfigError, one_of
 from .evaluation import Evaluation, Measured
 from .experiment import Experiment, Loop, RoundReport
@@ -129,7 +130,7 @@ def setup_of(e: Experiment, states: Path | None = None) -> Setup:
     setup = replace(setup, stack=True) if asked and rounds and pays_to_stack(setup, e.local) else setup
     if getattr(e.algorithm, "hessians", False):
         draws = setup.task.draws(0, generator(e.seed, "local"), e.plan(0))
-        try_hessian(oracle_for(setup), setup.task.initial(e.seed), draws, e.algorithm)
+        try_hessian(oracle_for(setup), setup.task.initial(e.seed), draws, name_of(e.algorithm))
     return setup
 
 

@@ -34,10 +34,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
-
-from ..contracts import Msg, Oracle, RoundInfo, ServerAlgorithm, StepInfo, Tree, Vec
+from ..contracts import Msg, RoundInfo, Tree, Vec
 from ..errors import ConfigError, in_range
+from .minibatch_sgd import MinibatchSGD
 
 
 class State(NamedTuple):
@@ -46,13 +45,6 @@ class State(NamedTuple):
     x: Vec
     y: Vec
     md: Vec
-
-
-class Local(NamedTuple):
-    """Where the gradients are taken, and minus eta times their sum."""
-
-    x: Vec
-    dx: Vec
 
 
 def step_size(H: float, sigma: float, B: float, steps: int) -> float:
@@ -67,40 +59,27 @@ def step_size(H: float, sigma: float, B: float, steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class MinibatchACSA(ServerAlgorithm):
-    """All gradients of a round at one point; the server accelerates."""
+class MinibatchACSA(MinibatchSGD):
+    """The clients of minibatch SGD; the server accelerates."""
 
-    lr: float = 0.1
     mu: float = 0.0
-    server_lr: float = 1.0
 
     coordinatewise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        in_range("algorithm.lr", self.lr, above=0)
+        super().__post_init__()
         in_range("algorithm.mu", self.mu, least=0)
-        in_range("algorithm.server_lr", self.server_lr, above=0)
         if self.lr * self.mu >= 1:
             raise ConfigError("algorithm.mu", self.mu, f"a number >= 0 and < 1 / algorithm.lr = {1 / self.lr:g}",
                               "A step size above 1 / mu diverges; lower lr.")
 
-    def server_init(self, x0: Vec) -> State:
+    def server_init(self, x0: Vec) -> Tree:
         return State(x0, x0, x0)
 
-    def broadcast(self, s: State) -> Msg:
+    def broadcast(self, s: Tree) -> Msg:
         return {"x": s.md}
 
-    def local_init(self, b: Msg, c: Tree) -> Local:
-        return Local(b["x"], torch.zeros_like(b["x"]))
-
-    def local_step(self, y: Local, b: Msg, c: Tree, oracle: Oracle, info: StepInfo) -> Local:
-        y.dx.add_(oracle.grad(y.x), alpha=-self.lr * info.lr_factor)
-        return y
-
-    def local_finish(self, y: Local, b: Msg, c: Tree, info: StepInfo) -> tuple[Msg, Tree]:
-        return {"dx": y.dx / info.steps}, c
-
-    def server_update(self, s: State, mean: Msg, info: RoundInfo) -> State:
+    def server_update(self, s: Tree, mean: Msg, info: RoundInfo) -> Tree:
         dx = self.server_lr * info.lr_factor * mean["dx"]   # minus eta g
         if self.mu:
             alpha = (self.lr * self.mu) ** -0.5     # of gamma = eta alpha = sqrt(eta / mu)

@@ -11,8 +11,8 @@ from ..contracts import ClientOracle, Vec
 from ..errors import ConfigError
 
 
-def try_hessian(oracle: ClientOracle, x: Vec, draws: Sequence[Any], algorithm: Any) -> None:
-    """Make one Hessian-vector product at ``x`` [P] on the first mini-batch of client 0.
+def try_hessian(oracle: ClientOracle, x: Vec, draws: Sequence[Any], name: str) -> None:
+    """Make one Hessian-vector product at ``x`` [P] on the first mini-batch of client 0, for the algorithm ``name``.
 
     Raises:
         ConfigError: if the model has no second derivatives, with what the operation concerned says.
@@ -22,8 +22,6 @@ def try_hessian(oracle: ClientOracle, x: Vec, draws: Sequence[Any], algorithm: A
     try:
         oracle.hvp(x, torch.ones_like(x))
     except (RuntimeError, NotImplementedError, AttributeError) as e:
-        while hasattr(algorithm, "inner"):  # the one that asks is within its modifiers
-            algorithm = algorithm.inner
         says = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
-        raise ConfigError("algorithm", type(algorithm).__name__, "one without Hessian-vector products for this model",
+        raise ConfigError("algorithm", name, "one without Hessian-vector products for this model",
                           f"It cannot be differentiated twice: {says}.") from e

@@ -113,13 +113,15 @@ def test_what_is_out_of_range_is_named(field: str, value: object) -> None:
     assert e.value.key == f"sampling.{field}"
 
 
-def test_an_algorithm_of_everybody_refuses_draws_with_replacement() -> None:
+def test_an_algorithm_of_everybody_refuses_a_part_and_draws_with_replacement() -> None:
     import torch
 
     class Everybody(fedlearn.FedAvg):
         everybody = True
 
     task = Quadratic().build(4, 0, torch.float64)
+    with pytest.raises(ConfigError, match="cohort: found 2; allowed: null .all 4 clients. with algorithm Everybody"):
+        fedlearn.run(algorithm=Everybody(), task=task, rounds=1, cohort=2, progress="none")
     with pytest.raises(ConfigError, match="cohort: .*full participation"):
         fedlearn.run(algorithm=Everybody(), task=task, rounds=1, sampling=TemperatureSampling(), weighting=SchemeOne(),
                      progress="none")
