@@ -27,6 +27,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from .errors import CheckpointError, in_range
+from .faults import at
 
 FORMAT = 1
 ROUND = re.compile(r"round-(\d+)(?:\.(\d+))?")  # .1 if the round was saved again, .2 the next time
@@ -62,6 +63,7 @@ class Checkpoints:
         """
         meta = _jsonable(snapshot.meta, "meta")
         try:
+            at("disk", round)
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
             again = [n for r, n, _ in self._found() if r == round]
@@ -69,8 +71,10 @@ class Checkpoints:
             with self._hidden() as folder:
                 _write_pair(folder, "state", snapshot.tensors, meta, {"round": round})
                 _sync(folder)
+                at("checkpoint", round)
                 folder.rename(final)
             _sync(self.folder)
+            at("commit", round)
             self._prune(final, round)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"checkpoint of round {round} cannot be written to {self.folder}: {error}; "

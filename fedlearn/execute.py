@@ -24,6 +24,7 @@ from .combinations import name_of
 from .errors import ConfigError, one_of
 from .evaluation import Evaluation, Measured
 from .experiment import Experiment, Loop, RoundReport
+from .faults import at, lead
 from .oracles.trial import try_hessian
 from .profile import Profile
 from .seeds import generator
@@ -31,7 +32,7 @@ from .tracking import Tracker
 from .tracking.progress import Progress
 from .tracking.run_folder import RunFolder
 from .vectors import digest, load
-from .work import Setup, Workers
+from .work import Event, Setup, Workers
 from .worker import oracle_for, pays_to_stack
 
 log = logging.getLogger("fedlearn")
@@ -101,7 +102,7 @@ def execute(experiment: Experiment, folder: RunFolder | None = None, trackers: S
             loop = e.protocol.start(e, workers)
             with Progress(progress, e.rounds, title) as bar:
                 everybody: list[Tracker] = [*trackers, bar]
-                with profile.watch(e, loop, workers, everybody) if profile else nullcontext():
+                with profile.watch(e, loop, workers, everybody) if profile else nullcontext(), lead(e.faults):
                     lines = _rounds(e, loop, workers, folder, everybody, config or {}, start)
                 history = _finished(e, loop.model().clone(), lines, folder)
                 if profile and folder:
@@ -124,7 +125,8 @@ def setup_of(e: Experiment, states: Path | None = None) -> Setup:
     """
     setup = Setup(algorithm=e.algorithm, task=e.protocol.prepare(e), schedule=e.schedule, rounds=e.rounds,
                   clock=e.clock, seed=e.seed, pipeline=e.pipeline, reduce=e.reduce, oracle=e.oracle,
-                  precision=e.precision, stack=e.stack is True, states=states, state_memory=e.state_memory)
+                  precision=e.precision, stack=e.stack is True, states=states, state_memory=e.state_memory,
+                  on_bad_update=e.on_bad_update, max_update_norm=e.max_update_norm, faults=e.faults)
     rounds = e.protocol.verb == "map_reduce" and e.clients_at_a_time > 1
     asked = e.stack == "auto" and e.oracle != "graphs"      # which never stack, and fit the workers' device, not ours
     setup = replace(setup, stack=True) if asked and rounds and pays_to_stack(setup, e.local) else setup
@@ -174,11 +176,14 @@ def _rounds(e: Experiment, loop: Loop, workers: Workers, folder: RunFolder | Non
         if not lines:
             told.add({"round": 0, "seconds": {}}, None, evaluation.start(loop.model()))
         for r in range(first, e.rounds):
+            at("between", r)
             try:
                 report = loop.round(r)
             except BaseException:
                 told.tell_all()  # the rounds before are done
+                _note(workers.events(), folder)
                 raise
+            _note(workers.events(), folder)
             done, evaluated = r + 1, None
             last = done == e.rounds
             if last or (e.evaluate_every and done % e.evaluate_every == 0):
@@ -191,6 +196,16 @@ def _rounds(e: Experiment, loop: Loop, workers: Workers, folder: RunFolder | Non
             elif not checkpoints and done % TIDY == 0:
                 workers.commit(loop.states(), [])   # states that others have replaced
     return lines
+
+
+def _note(events: Sequence[Event], folder: RunFolder | None) -> None:
+    """Say what happened to the workers, and write it down."""
+    for event in events:
+        details = "; ".join(f"{key} {value}" for key, value in event.items() if key not in ("event", "round"))
+        where = f"round {event['round']}: " if "round" in event else ""
+        log.warning("%s%s (%s)", where, event["event"], details)
+        if folder:
+            folder.append_event(event)
 
 
 class Lines:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .combinations import check_needs, match
 from .contracts import PeerAlgorithm, ServerAlgorithm, Stage, Task, Vec
-from .errors import ConfigError, in_range, one_of
+from .errors import ClientError, ConfigError, in_range, one_of
+from .faults import Faults
 from .oracles.choose import PRECISIONS
 from .policies.clock import Clock
 from .policies.intervals import ConstantIntervals, Intervals
@@ -31,7 +32,8 @@ class Experiment:
     ``cohort`` is the number of clients that work at a time; None means all. ``evaluate_every`` and
     ``checkpoint_every`` count rounds (0: only at the end). All evaluations but that of the last round stand
     on ``evaluate_samples`` test samples (None: on all); with ``evaluate_aside`` the next round works meanwhile.
-    A worker keeps ``state_memory`` MB of client states in memory, the others are on disk.
+    A worker keeps ``state_memory`` MB of client states in memory, the others are on disk. ``faults`` are injected on
+    purpose (see ``faults``).
 
     Raises:
         ConfigError: if two choices cannot go together, naming them.
@@ -61,6 +63,9 @@ class Experiment:
     evaluate_aside: bool = False
     checkpoint_every: int = 10
     checkpoint_keep: int = 3
+    on_bad_update: str = "stop"
+    max_update_norm: float | None = None
+    faults: Faults | None = None
 
     def __post_init__(self) -> None:
         in_range("rounds", self.rounds, least=1, whole=True)
@@ -158,7 +163,8 @@ class RoundReport:
 
     ``bytes_down`` and ``bytes_up`` are those of the payloads of all clients that were asked and
     all that replied; ``seconds`` the wall time by phase; ``simulated`` the virtual time since the
-    start, in seconds; ``digest`` the SHA-256 of the server state; ``extra`` further metrics.
+    start, in seconds; ``digest`` the SHA-256 of the server state; ``extra`` further metrics; ``refused`` what was
+    left out of the round, by client.
     """
 
     cohort: Sequence[int]
@@ -169,6 +175,7 @@ class RoundReport:
     simulated: float
     digest: str
     extra: Mapping[str, float] = field(default_factory=dict)
+    refused: Sequence[ClientError] = ()
 
 
 class Loop(Protocol):

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from .contracts import LocalPlan, Msg, PeerAlgorithm, ServerAlgorithm, Stage, Task, Tree
+from .errors import ClientError
+from .faults import Faults
 from .policies.clock import Clock
 from .policies.schedule import Schedule
 from .reducers.exact import ExactSum
@@ -26,7 +28,11 @@ SUMS: dict[str, type[Sum]] = {"exact": ExactSum, "fast": FastSum}
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a worker needs for a whole run; sent to it once. It keeps ``state_memory`` MB of client states."""
+    """All that a worker needs for a whole run; sent to it once. It keeps ``state_memory`` MB of client states.
+
+    With ``on_bad_update`` "stop" a bad update ends the round with its error; else it is left out, and named. An update
+    whose norm exceeds ``max_update_norm`` is bad, too. ``faults`` are injected on purpose.
+    """
 
     algorithm: ServerAlgorithm | PeerAlgorithm
     task: Task
@@ -42,6 +48,9 @@ class Setup:
     states: Path | None = None
     threads: int = 1
     state_memory: int = 1024
+    on_bad_update: str = "stop"
+    max_update_norm: float | None = None
+    faults: Faults | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class Work:
     ``weights`` go with the clients; ``versions`` names the client states to start from (clients
     without one start from ``client_init``), and may name others that count from now on. ``key`` distinguishes
     the random streams and the new state versions of this work; it is the round, except where the server does
-    not work in rounds. With ``prelude`` the work is that of the algorithm's prelude.
+    not work in rounds. With ``prelude`` the work is that of the algorithm's prelude. Clients that a worker has not
+    finished ``deadline`` seconds after it got the work are late (None: never).
     """
 
     round: int
@@ -62,6 +72,7 @@ class Work:
     local: LocalPlan
     versions: Mapping[int, int] = field(default_factory=dict)
     prelude: bool = False
+    deadline: float | None = None
 
     def algorithm_of(self, setup: Setup) -> ServerAlgorithm:
         """Return the algorithm whose local work this is."""
@@ -90,6 +101,9 @@ class Record:
     state: bool
 
 
+Event = dict[str, Any]   # with "event", what happened in words, "round" where there is one, and details
+
+
 def bytes_of(msg: Msg) -> int:
     """Return the bytes that the vectors of a message take on the wire."""
     return sum(v.numel() * v.element_size() for v in msg.values())
@@ -101,12 +115,20 @@ def cost(sizes: Any, client: int, local: LocalPlan) -> int:
     return local.steps_for(n) * local.batch_for(n)
 
 
+class Part(NamedTuple):
+    """What a worker did of a work: the records of the replies that are in its sum, and what was left out and why."""
+
+    records: list[Record]
+    refused: list[ClientError]
+
+
 @dataclass(frozen=True)
 class Reduced:
-    """The summed uploads of a round, and the records of the replies that are in the sum."""
+    """The summed uploads of a round, the records of the replies that are in the sum, and what was left out of it."""
 
     sum: Sum
     records: Sequence[Record]
+    refused: Sequence[ClientError] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +162,10 @@ class Workers(Protocol):
     """
 
     rank: int
+
+    def events(self) -> list[Event]:
+        """Return what happened to the workers since the last call: who was lost, and replaced."""
+        ...
 
     def serve(self) -> Msg:
         """Work for rank 0 until it closes, and return what it said last."""

@@ -19,6 +19,7 @@ import torch
 from .contracts import ClientOracle, LocalPlan, Msg, PeerAlgorithm, ServerAlgorithm, StepInfo, Tree
 from .data.store import DatasetStore
 from .errors import ClientError, ConfigError, FedlearnError
+from .faults import arm, at
 from .oracles.directions import Directed
 from .oracles.representation import representing
 from .oracles.steady import steady
@@ -26,7 +27,7 @@ from .reducers.side_by_side import add_side_by_side
 from .seeds import generator, torch_seed
 from .states import States
 from .vectors import tree_map
-from .work import Record, Setup, Sum, Work, bytes_of
+from .work import Part, Record, Setup, Sum, Work, bytes_of
 
 AHEAD = 16  # clients whose draws are made at a time: one after another they find their code still in the cache
 
@@ -89,6 +90,7 @@ class Worker:
 
     def __init__(self, setup: Setup, through: bool = False) -> None:
         torch.set_num_threads(setup.threads)
+        arm(setup.faults)
         self.setup = setup
         self.oracle: Any = oracle_for(setup)
         if getattr(setup.algorithm, "directions", False):
@@ -100,7 +102,7 @@ class Worker:
             self.first = setup.algorithm.client_init(setup.task.initial(setup.seed))
             self.states = States(self.first, setup.states, through, setup.state_memory * 2**20)
 
-    def reduce(self, work: Work, clients: Sequence[int], into: Sum) -> list[Record]:
+    def reduce(self, work: Work, clients: Sequence[int], into: Sum) -> Part:
         """Run these clients of the work and add their weighted uploads to a sum.
 
         Raises:
@@ -118,7 +120,7 @@ class Worker:
                                           for name in done.msg}, done.clients, work.round)
             records += self._records(work, done, weights)
             del done    # or its uploads would live until the next ones are there
-        return records
+        return Part(records, [])
 
     def replies(self, work: Work, clients: Sequence[int]) -> Iterator[tuple[int, Msg, Record]]:
         """Yield (client, upload, record) of these clients; an upload is valid until the next."""
@@ -180,6 +182,7 @@ class Worker:
         self._enter(work, [client], [draws])
         y = algorithm.local_init(b, c)
         for k, draw in enumerate(draws):
+            at("train", work.round)
             oracle.at([draw])
             factor = setup.schedule.factor(work.round, setup.rounds, k, before + k) * work.local.lr_factor
             y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor, before + k, total))
@@ -227,6 +230,7 @@ class Worker:
         k, factor, total = 0, 1.0, 0.0
         while ids:
             while k < counts[-1]:
+                at("train", work.round)
                 oracle.at([draws[m][k] for m in ids])
                 factor = setup.schedule.factor(work.round, setup.rounds, k, before + k) * work.local.lr_factor
                 y = algorithm.local_step(y, b, c, oracle, StepInfo(work.round, k, steps, factor, before + k, total))

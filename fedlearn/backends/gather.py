@@ -23,6 +23,12 @@ def first(failures: Iterable[Exception], work: Work) -> Exception:
     return min(failures, key=lambda e: place.get(e.client, -1) if isinstance(e, ClientError) else -1)
 
 
+def refusals(errors: Iterable[Exception], work: Work) -> list[ClientError]:
+    """Return what was left out of the sum, in the order of the round's clients."""
+    place = {client: i for i, client in enumerate(work.clients)}
+    return sorted((e for e in errors if isinstance(e, ClientError)), key=lambda e: place[e.client])
+
+
 def agree(layouts: Sequence[Layout | None], shares: Sequence[Sequence[int]], work: Work) -> Layout | None:
     """Return the layout of all partial sums; ``shares`` are the clients of each.
 

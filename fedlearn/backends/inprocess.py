@@ -11,7 +11,7 @@ import torch
 
 from ..contracts import MixInfo, Msg, PeerAlgorithm, Tree
 from ..vectors import tree_map
-from ..work import SUMS, Exchange, Record, Reduced, Reply, Setup, Work, bytes_of
+from ..work import SUMS, Event, Exchange, Record, Reduced, Reply, Setup, Work, bytes_of
 from ..worker import Worker
 
 
@@ -45,7 +45,12 @@ class InProcessWorkers:
     def map_reduce(self, work: Work) -> Reduced:
         """Run all clients, one after another or stacked, and sum their uploads."""
         total = SUMS[self.setup.reduce]()
-        return Reduced(total, self.worker.reduce(work, work.clients, total))
+        part = self.worker.reduce(work, work.clients, total)
+        return Reduced(total, part.records, part.refused)
+
+    def events(self) -> list[Event]:
+        """Nothing happens to a process that would be there to tell of it."""
+        return []
 
     def submit(self, work: Work) -> None:
         """Run the client at once; its reply arrives after its virtual duration."""

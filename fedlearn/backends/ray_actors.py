@@ -27,9 +27,10 @@ from torch import Tensor
 
 from ..contracts import Msg, ServerAlgorithm
 from ..errors import ConfigError, WorkerError, in_range
+from ..faults import Dropped, at
 from ..states import States
 from ..vectors import tree_flat
-from ..work import SUMS, Record, Reduced, Setup, Sum, Work, bytes_of
+from ..work import SUMS, Event, Part, Reduced, Setup, Sum, Work, bytes_of
 from ..worker import Worker
 from .gather import check_untouched, encode, versions
 from .parcel import pack, short_folder, unpack
@@ -96,7 +97,7 @@ class Actor:
 
     def __init__(self, parcel: bytes) -> None:
         self.worker = Worker(unpack(parcel), through=True)
-        self.token = ""
+        self.token, self.round = "", 0
         self.work: Work | None = None
         self.sum: Sum = SUMS[self.worker.setup.reduce]()
 
@@ -104,10 +105,10 @@ class Actor:
         """Answer, as soon as the actor is there, and also while it works."""
         return True
 
-    def run(self, token: str, round: Sequence[Any], clients: Sequence[int]) -> list[Record] | list:
+    def run(self, token: str, round: Sequence[Any], clients: Sequence[int]) -> Part | list:
         """Run clients of a round; ``round`` holds a reference to (work without vectors, vectors).
 
-        Return their records, or what ``encode`` makes of the error.
+        Return what was done of it, or what ``encode`` makes of the error.
         """
         # Threads of an actor each have torch's own setting.
         torch.set_num_threads(self.worker.setup.threads)
@@ -116,17 +117,23 @@ class Actor:
         if self.work is None:
             work, arrays = _ray().get(round[0])
             self.work = replace(work, broadcast={name: _in_place(array) for name, array in arrays.items()})
+            self.round = work.round
         try:
+            at("receive", self.work.round)
             before = versions(self.work)
-            records = self.worker.reduce(self.work, clients, self.sum)
+            part = self.worker.reduce(self.work, clients, self.sum)
             check_untouched(before, self.work, clients)
-            return records
+            at("upload", self.work.round)
+            return part
+        except Dropped:
+            os._exit(1)     # its connection ends with it, as Ray sees it
         except Exception as e:
             return ["error", *encode(e, f"a Ray actor (process {os.getpid()})")]
 
     def collect(self, token: str) -> tuple[Any, float, np.ndarray | None]:
         """Return the parts of the layout and the bound of a round's partial sum, and all of it if it is small."""
         assert token == self.token and self.sum.layout is not None
+        at("reduce", self.round)
         self.work = None
         self.sum.carry()
         small = self.sum.buffer.numel() <= SMALL
@@ -145,6 +152,7 @@ class RayWorkers:
 
     def __init__(self, backend: RayActors, setup: Setup) -> None:
         self.backend, self.rounds, self.opened = backend, 0, True
+        self.happened: list[Event] = []
         self.folder = short_folder()
         self.seats: list[Seat] = []
         # Also when the caller forgets to close.
@@ -186,6 +194,11 @@ class RayWorkers:
         finally:
             for seat in self.seats:
                 seat.forget()
+
+    def events(self) -> list[Event]:
+        """Return what happened to the actors since the last call."""
+        happened, self.happened = self.happened, []
+        return happened
 
     def commit(self, states: Sequence[tuple[int, int]], keep: Sequence[tuple[int, int]] | None = None) -> None:
         """Given ``keep``, delete all client states but these and those; they are on disk already."""

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import WorkerError
+from ..errors import ClientError, WorkerError
 from ..reducers.layout import Layout
-from ..work import SUMS, Record, Reduced, Setup, Work, cost
+from ..work import SUMS, Part, Record, Reduced, Setup, Work, cost
 from .balance import longest_first
-from .gather import agree, check_bound, decode, first, in_order
+from .gather import agree, check_bound, decode, first, in_order, refusals
 
 PIECE = 1 << 22  # entries of a partial sum that are fetched at a time
 AT_ONCE = 4      # pieces under way, whatever the number of actors
@@ -34,6 +34,7 @@ class Seat:
     actor: Any
     done: list[int] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    refused: list[ClientError] = field(default_factory=list)
     busy: list[int] = field(default_factory=list)
     answer: Any = None   # the reference of the call under way
     ping: Any = None
@@ -44,7 +45,7 @@ class Seat:
 
     def forget(self) -> None:
         """Be as at the start of a round."""
-        self.done, self.records, self.busy = [], [], []
+        self.done, self.records, self.refused, self.busy = [], [], [], []
         self.keep()
 
     def keep(self) -> None:
@@ -98,7 +99,8 @@ class Turn:
                     self._feel_pulse(seat)
         if self.failures:
             raise first(self.failures, self.work)
-        return Reduced(self.total, in_order((r for seat in self.seats for r in seat.records), self.work))
+        return Reduced(self.total, in_order((r for seat in self.seats for r in seat.records), self.work),
+                       refusals((e for seat in self.seats for e in seat.refused), self.work))
 
     def _assign(self) -> None:
         """Give free actors the next clients; when all are done, ask for their sums."""
@@ -173,12 +175,13 @@ class Turn:
         elif not seat.busy:
             layout, bound, seat.small = answer
             seat.part = Layout.from_json(layout), bound
-        elif answer and answer[0] == "error":
+        elif not isinstance(answer, Part):
             self.failures.append(decode(answer[1:]))
             seat.busy = []
         else:
             seat.done += seat.busy
-            seat.records += answer
+            seat.records += answer.records
+            seat.refused += answer.refused
             seat.busy = []
 
     def _lose(self, seat: Seat, why: str) -> None:

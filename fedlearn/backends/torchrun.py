@@ -31,7 +31,7 @@ from torch import Tensor
 from ..contracts import ServerAlgorithm
 from ..errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
 from ..vectors import tree_flat
-from ..work import SUMS, Reduced, Setup, Work, cost
+from ..work import SUMS, Event, Reduced, Setup, Work, cost
 from ..worker import Worker
 from .balance import balance
 from .parcel import pack
@@ -135,6 +135,7 @@ class Coordinator:
         self.largest = int(worker.setup.task.sizes.max())
         self.setup, self.rank = worker.setup, 0
         self.healthy = True
+        self.happened: list[Event] = []
         # Also when the caller forgets to close.
         self.clean = weakref.finalize(self, _clean, list(children), folder)
 
@@ -166,6 +167,11 @@ class Coordinator:
         if isinstance(result, Exception):
             raise result
         return result
+
+    def events(self) -> list[Event]:
+        """Return what happened to the ranks since the last call."""
+        happened, self.happened = self.happened, []
+        return happened
 
     def commit(self, states: Sequence[tuple[int, int]], keep: Sequence[tuple[int, int]] | None = None) -> None:
         """Given ``keep``, delete all client states but these and those; they are on disk already."""

@@ -26,10 +26,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import FedlearnError, WorkerError
+from ..faults import Dropped, at
 from ..reducers.layout import Layout
-from ..work import SUMS, Record, Reduced, Setup, Sum, Work
+from ..work import SUMS, Part, Record, Reduced, Setup, Sum, Work
 from ..worker import Worker
-from .gather import agree, check_bound, check_untouched, decode, encode, first, in_order, versions
+from .gather import agree, check_bound, check_untouched, decode, encode, first, in_order, refusals, versions
 from .parcel import unpack
 from .torchrun_agree import fingerprint
 from .torchrun_bundle import SMALL, bundle, length, room_for, unbundle
@@ -65,37 +66,40 @@ def to_header(work: Work, shares: Sequence[Sequence[int]], sizes: Any, largest: 
             "versions": [[int(m), int(v)] for m, v in work.versions.items()],
             "shares": [[int(m) for m in share] for share in shares], "before": work.local.before,
             "local": [work.local.round, work.local.lr_factor],
-            "prelude": work.prelude}
+            "prelude": work.prelude, "deadline": work.deadline}
 
 
 def from_header(header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> Work:
     """Rebuild the work that ``to_header`` described."""
     plan = Plan({n: (steps, batch) for n, steps, batch in header["plan"]}, header["before"], *header["local"])
     return Work(header["round"], header["key"], vectors, header["clients"], header["weights"], plan,
-                dict(header["versions"]), header["prelude"])
+                dict(header["versions"]), header["prelude"], header["deadline"])
 
 
 class Share:
     """What a rank did of a round: its partial sum, its error if there is one, and what it says of both."""
 
     def __init__(self, group: Group, worker: Worker, work: Work, clients: Sequence[int], wire: str) -> None:
-        self.group, self.wire = group, wire
+        self.group, self.wire, self.round = group, wire, work.round
         self.sum = SUMS[worker.setup.reduce]()
         self.error: Exception | None = None
-        records: list[Record] = []
+        part = Part([], [])
         try:
             if clients:
                 here = moved(work, group.device)
                 before = versions(here)
-                records = worker.reduce(here, clients, self.sum)
+                part = worker.reduce(here, clients, self.sum)
                 check_untouched(before, here, clients)
+            at("upload", work.round)
+        except Dropped as e:
+            raise Lost(f"dropped {e}") from e
         except Exception as e:
             self.error = e
         self.sum.carry()
         fault = None if self.error is None else encode(self.error, f"rank {group.rank}")
         layout = None if self.sum.layout is None or fault else self.sum.layout.parts
-        words = {"records": list(zip(*map(COLUMNS, records), strict=True)), "layout": layout, "bound": self.sum.bound,
-                 "error": fault}
+        words = {"records": list(zip(*map(COLUMNS, part.records), strict=True)), "layout": layout,
+                 "bound": self.sum.bound, "error": fault, "refused": [encode(e, "") for e in part.refused]}
         mine = [crossing(self.sum.buffer, wire)] if layout and small(self.sum) and group.rank else []
         self.said = bundle(words, mine)
 
@@ -162,7 +166,8 @@ def conduct(mine: Share, work: Work, shares: Sequence[Sequence[int]], room: int)
             total.buffer = total.buffer.cpu()
         total.bound = sum(bounds)
     records = (Record(*row) for words in told for row in zip(*words["records"], strict=True))
-    return Reduced(total, in_order(records, work)), room
+    refused = refusals((decode(e) for words in told for e in words["refused"]), work)
+    return Reduced(total, in_order(records, work), refused), room
 
 
 def enter(group: Group, setup: Setup, composed: bool) -> Worker:
@@ -233,15 +238,18 @@ class Rank:
         """Do what a command of a round asks for; an error is rank 0's to raise, the next command may well come."""
         if "reduce" in header:
             assert self.share is not None
+            at("reduce", self.share.round)
             self.share.reduce(header["reduce"])
             self.share = None
             return
         if "again" not in header:
             self.share = None
             work, clients = from_header(header, vectors), header["shares"][self.rank]
+            at("receive", work.round)
             self.share = Share(self.group, self.worker, work, clients, header["wire"])
         assert self.share is not None
         self.group.gather(self.share.said, header.get("again") or header["room"])
+        at("idle", self.share.round)
 
     def close(self, final: Mapping[str, Tensor] | None = None) -> None:
         """Leave the group; safe to call twice."""

@@ -1,6 +1,8 @@
 """The folder of a run, ``runs/<name>/<id>/``: made, found again, written line by line.
 
-Metrics and ledger are JSON lines, each written whole and flushed. JSON has no NaN and no infinity: they
+Metrics and ledger are JSON lines, each written whole and flushed. The ledger holds a line for every round, and one for
+everything that happened on the way, with the key ``event``: a worker that was lost, an update that was refused, a
+stop, a resume. Those stay when a run goes back to an earlier checkpoint. JSON has no NaN and no infinity: they
 are written as the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, so that any JSON reader can read
 the files, and become floats again here. A last line that was cut short (the process was killed) does not
 count, and makes room for the next one.
@@ -135,6 +137,10 @@ class RunFolder:
         """Add a line to ledger.jsonl."""
         _append(self.path / "ledger.jsonl", line)
 
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add to ledger.jsonl what happened, and when."""
+        self.append_ledger({**event, "time": datetime.now(UTC).isoformat(timespec="milliseconds")})
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl.
 
@@ -144,14 +150,19 @@ class RunFolder:
         return _lines(self.path / "metrics.jsonl")
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Return the lines of ledger.jsonl; raises as ``metrics`` does."""
-        return _lines(self.path / "ledger.jsonl")
+        """Return the lines of ledger.jsonl about rounds; raises as ``metrics`` does."""
+        return [line for line in _lines(self.path / "ledger.jsonl") if "event" not in line]
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the lines of ledger.jsonl about what happened on the way; raises as ``metrics`` does."""
+        return [line for line in _lines(self.path / "ledger.jsonl") if "event" in line]
 
     def truncate(self, round: int) -> None:
         """Drop the metrics and ledger lines of rounds after ``round``, each file in one piece."""
         for path in (self.path / "metrics.jsonl", self.path / "ledger.jsonl"):
             if path.exists():
-                _replace(path, "".join(_dumps(line) for line in _lines(path) if line["round"] <= round))
+                _replace(path, "".join(_dumps(line) for line in _lines(path)
+                                       if "event" in line or line["round"] <= round))
 
     @contextmanager
     def claim(self) -> Iterator[None]:

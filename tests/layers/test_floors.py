@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "fedlearn").rglob("*.py"))
-GROUND = {"contracts", "vectors", "seeds", "errors", "draws", "pacing"}
+GROUND = {"contracts", "vectors", "seeds", "errors", "faults", "draws", "pacing"}
 FIRST = {"algorithms", "modifiers", "pipeline", "reducers", "policies", "data", "models"}
 WORK = GROUND | FIRST | {"tasks", "oracles", "states", "work", "worker", "experiment", "combinations"}
 ALL = WORK | {"backends", "protocols", "tracking", "checkpoint", "config"}
