@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint equivalence bench bench-peers papers clean
+.PHONY: help setup demo test test-fast lint equivalence chaos bench bench-peers papers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(STAMP) ## ruff and mypy
 
 equivalence: $(STAMP) ## print the table of final hashes over all backends
 	@$(BIN)/python -m benchmarks.equivalence
+
+chaos: $(STAMP) ## inject a hundred faults on every backend, about ten minutes; CHAOS=... adds options
+	@$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 bench: $(STAMP) ## time fedlearn and bare PyTorch, under five minutes; BENCH=... adds options
 	@$(BIN)/python -m benchmarks.speed $(BENCH)

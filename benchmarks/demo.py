@@ -16,8 +16,8 @@ from fedlearn.config.assemble import parts, split
 from fedlearn.config.compose import compose
 from fedlearn.data.picture import counts, heat_map
 from fedlearn.errors import FedlearnError
-from fedlearn.execute import History
-from fedlearn.perform import perform
+from fedlearn.running.execute import History
+from fedlearn.running.perform import perform
 from fedlearn.tracking.report import curves, table
 
 SETTING = ["task=digits", "heterogeneity=dirichlet", "heterogeneity.alpha=0.1", "clients=20", "cohort=10",

@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fedlearn.config.compose import compose, recompose
-from fedlearn.perform import perform
+from fedlearn.running.perform import perform
 
 ROUNDS = 4
 # Partial participation and unequal sizes everywhere.

@@ -17,7 +17,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 
 _EXPORTS = {
     "run": "api",
-    "History": "execute", "execute": "execute",
+    "History": "running.history", "execute": "running.execute",
     "Experiment": "experiment",
     "FedlearnError": "errors",
     "ServerAlgorithm": "contracts", "PeerAlgorithm": "contracts", "AsyncServerAlgorithm": "contracts",

@@ -13,19 +13,20 @@ from .backends.inprocess import InProcess
 from .combinations import kind_of, modified, name_of
 from .contracts import Modifier, PeerAlgorithm, ServerAlgorithm, Stage, Task
 from .errors import ConfigError
-from .execute import History, checkpoint_of, execute
 from .experiment import Experiment, RoundProtocol
 from .policies.clock import Clock
 from .policies.intervals import ConstantIntervals, Intervals
 from .policies.local_work import LocalWork
+from .policies.participation import Participation
 from .policies.sampling import Sampling, UniformSampling
 from .policies.schedule import Constant, Schedule
 from .policies.weighting import RatioWeighting, UniformWeighting, Weighting
-from .profile import Profile
 from .protocols.asynchronous import Asynchronous
 from .protocols.coded import Coded
 from .protocols.gossip import Gossip
 from .protocols.synchronous import Synchronous
+from .running.execute import History, checkpoint_of, execute
+from .running.profile import Profile
 from .tasks.supervised import SupervisedTask
 from .tracking import Tracker
 from .tracking.run_folder import RunFolder
@@ -49,7 +50,8 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
         reduce: str = "exact", oracle: str = "auto", precision: str = "float32", stack: bool | str = "auto",
         state_memory: int = 1024, dtype: torch.dtype = torch.float32, evaluate_every: int = 1,
         evaluate_samples: int | None = None, evaluate_aside: bool = False, checkpoint_every: int = 10,
-        checkpoint_keep: int = 3,
+        checkpoint_keep: int = 3, on_bad_update: str = "stop", max_update_norm: float | None = None,
+        participation: Participation | None = None,
         folder: str | Path | None = None, resume: bool = False, trackers: Sequence[Tracker] = (),
         progress: str = "auto", profile: bool = False) -> History:
     """Train and return the history, with the model at its final weights.
@@ -89,7 +91,8 @@ def run(*, algorithm: ServerAlgorithm | PeerAlgorithm, rounds: int, task: Task |
         pipeline=pipeline or {}, seed=seed, reduce=reduce,
         oracle=oracle, precision=precision, stack=stack, state_memory=state_memory, evaluate_every=evaluate_every,
         evaluate_samples=evaluate_samples, evaluate_aside=evaluate_aside, checkpoint_every=checkpoint_every,
-        checkpoint_keep=checkpoint_keep)
+        checkpoint_keep=checkpoint_keep, on_bad_update=on_bad_update, max_update_norm=max_update_norm,
+        participation=participation or Participation())
     kept = None if folder is None else RunFolder(Path(folder))
     if kept and kept.metrics() and not resume:
         raise ConfigError("folder", str(folder), "a new folder, or resume=True to continue the run in it")

@@ -2,20 +2,18 @@
 
 A checkpoint is a folder ``round-00000012`` with ``state.safetensors`` and ``state.json``. It is written
 under a hidden name beside its place, every file and folder is synced to disk, and then it is renamed:
-whoever is killed at whatever moment leaves either the whole checkpoint or none. The JSON holds size and
-SHA-256 of the tensor file and is sealed by a SHA-256 of its own, so that no altered byte goes unnoticed.
-One process writes to a folder at a time.
+whoever is killed at whatever moment leaves either the whole checkpoint or none. The JSON holds the round, and size
+and SHA-256 of the tensor file, and is sealed by a SHA-256 of its own, so that no altered byte goes unnoticed, nor a
+folder under another round's name. One process writes to a folder at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +21,13 @@ from typing import Any
 from uuid import uuid4
 
 from safetensors import SafetensorError
-from safetensors import torch as safetensors
 from torch import Tensor
 
 from .errors import CheckpointError, in_range
 from .faults import at
+from .sealed import HIDDEN, describe, jsonable, read_pair, sync_folder, write_pair
 
-FORMAT = 1
-ROUND = re.compile(r"round-(\d+)(?:\.(\d+))?")  # .1 if the round was saved again, .2 the next time
-HIDDEN = ".writing-"
+ROUND = re.compile(r"round-([0-9]{8,18})(?:\.([0-9]{1,9}))?")  # .1 if the round was saved again, .2 the next time
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +57,7 @@ class Checkpoints:
             CheckpointError: if it cannot be written (a full disk).
             ValueError: if JSON cannot hold ``snapshot.meta``.
         """
-        meta = _jsonable(snapshot.meta, "meta")
+        meta = jsonable(snapshot.meta, "meta")
         try:
             at("disk", round)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,11 +65,11 @@ class Checkpoints:
             again = [n for r, n, _ in self._found() if r == round]
             final = self.folder / (f"round-{round:08d}" + (f".{max(again) + 1}" if again else ""))
             with self._hidden() as folder:
-                _write_pair(folder, "state", snapshot.tensors, meta, {"round": round})
-                _sync(folder)
+                write_pair(folder, "state", snapshot.tensors, meta, {"round": round})
+                sync_folder(folder)
                 at("checkpoint", round)
                 folder.rename(final)
-            _sync(self.folder)
+            sync_folder(self.folder)
             at("commit", round)
             self._prune(final, round)
         except (OSError, SafetensorError) as error:
@@ -86,7 +82,7 @@ class Checkpoints:
         rounds = set()
         for round, _, folder in self._found():
             try:
-                _describe(folder, "state")
+                _described(folder, round)
             except CheckpointError:
                 continue
             rounds.add(round)
@@ -98,42 +94,44 @@ class Checkpoints:
         Raises:
             CheckpointError: if it is missing or damaged.
         """
-        return self._one(round, lambda folder: _describe(folder, "state"))["meta"]
+        return _described(self._place(round), round)["meta"]
 
-    def load(self, round: int | None = None) -> tuple[int, Snapshot]:
+    def load(self, round: int | None = None,
+             usable: Callable[[int, Snapshot], None] = lambda round, snapshot: None) -> tuple[int, Snapshot]:
         """Return (round, snapshot): of the asked round, or of the newest checkpoint that is intact.
 
-        A damaged one on the way to it is reported as a warning.
+        A damaged one on the way to it is reported as a warning, and so is one that ``usable`` refuses, by a
+        CheckpointError.
 
         Raises:
             CheckpointError: if there is none that is intact, saying what is wrong with each.
         """
         if round is not None:
-            tensors, description = self._one(round, lambda folder: _read_pair(folder, "state"))
-            return round, Snapshot(tensors, description["meta"])
+            return round, _snapshot(self._place(round), round)
         damage: list[str] = []
         for r, _, folder in self._found():
             try:
-                tensors, description = _read_pair(folder, "state")
+                snapshot = _snapshot(folder, r)
+                usable(r, snapshot)
             except CheckpointError as error:
-                damage.append(str(error))
+                damage.append(str(error) if str(folder) in str(error) else f"{folder}: {error}")
                 continue
             for what in damage:
                 warnings.warn(f"damaged checkpoint passed over: {what}; going on from round {r}",
                               stacklevel=2)
-            return r, Snapshot(tensors, description["meta"])
+            return r, snapshot
         if damage:
             raise CheckpointError(f"no usable checkpoint in {self.folder}: {'; '.join(damage)}; put back one "
                                   "of these folders from a copy, or start a new run")
         raise CheckpointError(f"no checkpoint in {self.folder}: found no folder round-*; the run ended "
                               "before its first one; start it anew")
 
-    def _one(self, round: int, read: Any) -> Any:
+    def _place(self, round: int) -> Path:
         places = [folder for r, _, folder in self._found() if r == round]
         if not places:
             have = ", ".join(map(str, self.rounds())) or "none"
             raise CheckpointError(f"no checkpoint of round {round} in {self.folder}; there are: {have}")
-        return read(places[0])
+        return places[0]
 
     def _found(self) -> list[tuple[int, int, Path]]:
         """Return (round, n, folder) of every checkpoint, newest first."""
@@ -155,7 +153,7 @@ class Checkpoints:
         """Remove what writers left that were killed."""
         for name in os.listdir(self.folder):
             if name.startswith(HIDDEN):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                _remove(self.folder / name)
 
     def _prune(self, saved: Path, round: int) -> None:
         """Remove all but ``saved`` and the newest ``keep - 1`` before it; only after it is on disk."""
@@ -168,7 +166,7 @@ class Checkpoints:
             if folder != saved and (r not in stay or superseded):
                 hidden = self.folder / f"{HIDDEN}{uuid4().hex}"  # a half removed one must not look like one
                 folder.rename(hidden)
-                shutil.rmtree(hidden, ignore_errors=True)
+                _remove(hidden)
 
 
 def save_model(folder: Path, x_named: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -178,11 +176,11 @@ def save_model(folder: Path, x_named: Mapping[str, Tensor], about: Mapping[str, 
         CheckpointError: if they cannot be written.
         ValueError: if JSON cannot hold ``about``.
     """
-    meta = _jsonable(dict(about), "about")
+    meta = jsonable(dict(about), "about")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_pair(folder, "model", x_named, meta, {})
-        _sync(folder)
+        write_pair(folder, "model", x_named, meta, {})
+        sync_folder(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"model cannot be written to {folder}: {error}; make room, then "
                               "resume") from error
@@ -194,107 +192,30 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: if a file is missing, cut short or altered.
     """
-    tensors, description = _read_pair(folder, "model")
+    tensors, description = read_pair(folder, "model")
     return tensors, description["meta"]
 
 
-def _write_pair(folder: Path, stem: str, tensors: Mapping[str, Tensor], meta: Any,
-                more: dict[str, Any]) -> None:
-    """Write the tensor file, then the sealed JSON that describes it; each synced, then renamed."""
-    path = folder / f"{stem}.safetensors"
-    hidden = folder / f"{HIDDEN}{path.name}"
-    safetensors.save_file(_owning(tensors), hidden)
-    with hidden.open("rb") as file:
-        size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    hidden.replace(path)
-    about = {"name": path.name, "bytes": size, "sha256": sha256}
-    body = {"format": FORMAT, **more, "file": about, "meta": meta}
-    hidden = folder / f"{HIDDEN}{stem}.json"
-    with hidden.open("wb") as file:
-        file.write(_sealed(body))
-        file.flush()
-        os.fsync(file.fileno())
-    hidden.replace(folder / f"{stem}.json")
+def _snapshot(folder: Path, round: int) -> Snapshot:
+    """Return what a checkpoint's folder holds, every byte of it checked."""
+    _described(folder, round)   # before anything large is read
+    tensors, description = read_pair(folder, "state")
+    return Snapshot(tensors, description["meta"])
 
 
-def _read_pair(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    description = _describe(folder, stem)
-    path, file = folder / f"{stem}.safetensors", description["file"]
-    data = _bytes(path)
-    if len(data) != file["bytes"]:
-        raise CheckpointError(f"{path} holds {len(data)} of {file['bytes']} bytes")
-    if hashlib.sha256(data).hexdigest() != file["sha256"]:
-        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one in {stem}.json")
-    try:
-        return safetensors.load(data), description
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
+def _described(folder: Path, round: int) -> dict[str, Any]:
+    """Return the description of a round's checkpoint."""
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder} is a link; put the folder itself there")
+    description = describe(folder, "state")
+    if type(description.get("round")) is not int or description["round"] != round:
+        raise CheckpointError(f"{folder} holds round {description.get('round')!r}, not {round}; give it back its name")
+    return description
 
 
-def _describe(folder: Path, stem: str) -> dict[str, Any]:
-    """Return the sealed JSON of a pair, checked to the byte."""
-    path = folder / f"{stem}.json"
-    data = _bytes(path)
-    try:
-        body = json.loads(data)
-        sealed = _sealed({key: value for key, value in body.items() if key != "seal"})
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not the JSON that was written ({len(data)} bytes: cut short or "
-                              "altered)") from error
-    if sealed != data:
-        raise CheckpointError(f"{path} was altered: it does not match its seal")
-    if body["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {body['format']}; this fedlearn reads {FORMAT}; use the "
-                              "fedlearn that wrote it")
-    return body
-
-
-def _sealed(body: dict[str, Any]) -> bytes:
-    """Return the one JSON text of ``body``, with a SHA-256 over it as its last key."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    seal = hashlib.sha256(text.encode()).hexdigest()
-    return f'{text[:-1]},"seal":"{seal}"}}\n'.encode()
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _owning(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors on the CPU, contiguous, none sharing memory with another (safetensors refuses)."""
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        t = tensor.detach().cpu().contiguous()
-        where = t.untyped_storage().data_ptr()
-        plain[name] = t.clone() if where in seen else t
-        seen.add(where)
-    return plain
-
-
-def _jsonable(value: Any, where: str) -> Any:
-    """Return the value as JSON gives it back; NumPy and torch scalars become plain numbers."""
-    if isinstance(value, Mapping):
-        if wrong := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"{where}: found the key {wrong[0]!r}; JSON takes text keys only")
-        return {key: _jsonable(child, f"{where}.{key}") for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(child, f"{where}.{i}") for i, child in enumerate(value)]
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if getattr(value, "ndim", None) == 0:
-        return value.item()
-    raise ValueError(f"{where}: found {type(value).__name__}; a checkpoint's meta takes what JSON can hold")
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever else has its name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

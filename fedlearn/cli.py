@@ -1,4 +1,4 @@
-"""The command line: ``fedlearn run | resume | list | show``. What a verb needs is imported by the verb."""
+"""The command line: ``fedlearn VERB ...``, the verbs at the end. What a verb needs is imported by the verb."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedlearn.config import catalog
-from fedlearn.errors import ConfigError, DataError, FedlearnError, one_of
+from fedlearn.errors import ConfigError, DataError, FedlearnError, Stopped, one_of
 
 if TYPE_CHECKING:
     from fedlearn.config.assemble import Parts
@@ -48,15 +48,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0, 2 for an error of the user's, 130 when interrupted."""
+    """Run one verb and return the exit code: 0, or that of what went wrong, as docs/errors.md lists them."""
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
+    except Stopped as stop:
+        from fedlearn.running.perform import other_rank
+
+        if not other_rank():
+            print(" ".join(str(stop).split()), file=sys.stderr)
+        return stop.code
     except FedlearnError as error:
-        from fedlearn.perform import other_rank
+        from fedlearn.running.perform import other_rank
 
         if not (isinstance(error, ConfigError | DataError) and other_rank()):  # rank 0 says the same
             print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return error.code
     except KeyboardInterrupt:
         print("interrupted; `fedlearn resume RUN` continues a run from its last checkpoint", file=sys.stderr)
         return 130
@@ -77,7 +83,8 @@ def _main(argv: list[str]) -> int:
         return 0
     verb, rest = argv[0], argv[1:]
     if verb in VERBS:
-        if os.getcwd() not in sys.path:
+        trusted = verb not in GIVEN or "--trust" in rest or "partition" in rest
+        if trusted and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # classes of the user's own, by _target_; also without `python -m`
         return VERBS[verb][0](rest)
     if not verb.startswith("-"):
@@ -121,7 +128,7 @@ def resume(argv: list[str]) -> int:
 
     folder = RunFolder.open(args.run, args.runs)
     text = folder.config_text()
-    cfg = recompose(text, args.overrides, args.config_dir)
+    cfg = recompose(text, args.overrides, args.config_dir, trust=args.trust)
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     if args.overrides:
         header += f"# fedlearn resume {shlex.join([args.run, *args.overrides])}\n"
@@ -154,7 +161,7 @@ def show(argv: list[str]) -> int:
     if args.overrides or args.out:
         parser.error(f"found {' '.join([*args.overrides, *(['--out'] if args.out else [])])} with a run; "
                      "allowed: overrides and --out only with the word partition")
-    from fedlearn.tracking.report import curves, table
+    from fedlearn.tracking.report import curves, refusals, table
     from fedlearn.tracking.run_folder import RunFolder
 
     folder = RunFolder.open(args.run, args.runs)
@@ -162,7 +169,7 @@ def show(argv: list[str]) -> int:
     if args.cfg:
         print(text, end="")
         return 0
-    made, metrics = parts(recompose(text, [])), folder.metrics()
+    made, metrics = parts(recompose(text, [], trust=args.trust)), folder.metrics()
     if hasattr(made.task, "load"):
         try:
             _show_partition(made, folder.path / "partition.png")
@@ -170,6 +177,8 @@ def show(argv: list[str]) -> int:
             print("partition:", error)
         print()
     print(table([(str(made.settings.name), metrics)]))
+    if refused := refusals(folder.events()):
+        print(refused)
     if metrics:
         curves([(str(made.settings.name), metrics)], folder.path / "curves.png")
         print("\ncurves:", folder.path / "curves.png")
@@ -200,6 +209,27 @@ def list_options(argv: list[str]) -> int:
     return 0
 
 
+def chaos(argv: list[str]) -> int:
+    """Rehearse failures: a run under faults on purpose, compared with the undisturbed one."""
+    from fedlearn.chaos import rehearse
+
+    parser = _verb("chaos", "Rehearse failures: run undisturbed, then under faults on purpose, and compare.",
+                   OVERRIDES, rehearse.EXAMPLES)
+    return rehearse.main(parser, argv)
+
+
+def token(argv: list[str]) -> int:
+    """Write a new secret, by which the ranks of a run on several hosts know one another."""
+    parser = Parser(prog="fedlearn token", description="Write a new secret into a file, for the ranks of a run on "
+                    "several hosts: give every host the same file, and name it with backend.token=FILE.")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a file that does not exist yet; only you can read it")
+    args = parser.parse_args(argv)
+    from fedlearn.backends.torchrun_token import write_token
+
+    write_token(args.file)
+    return 0
+
+
 def _list_optimizers() -> int:
     """Print the optimisers that can be named, where each comes from, and whether clients may be stacked."""
     from fedlearn.modifiers.optimizer_names import known
@@ -215,13 +245,21 @@ def _list_optimizers() -> int:
 
 def _perform(cfg: Any, header: str, folder: RunFolder | None = None) -> int:
     """Run a configuration and print the result."""
-    from fedlearn.perform import perform
-    from fedlearn.tracking.report import table
+    from fedlearn.running.perform import perform
+    from fedlearn.tracking.report import refusals, table
+    from fedlearn.tracking.run_folder import RunFolder
 
-    folder, history = perform(cfg, header, folder)
-    if folder:
+    try:
+        _, history = perform(cfg, header, folder)
+    except Stopped as stop:
+        if stop.history and stop.history.folder:
+            print(table([(cfg.name, stop.history.metrics)]))
+        raise
+    if history.folder:
         print(table([(cfg.name, history.metrics)]))
-        print(f"model   sha256 {history.sha256}\nfolder  {folder.path}")
+        if refused := refusals(RunFolder(history.folder).events()):
+            print(refused)
+        print(f"model   sha256 {history.sha256}\nfolder  {history.folder}")
     return 0
 
 
@@ -260,6 +298,8 @@ def _verb(name: str, about: str, *after: str) -> Parser:
 def _run_argument(parser: Parser, more: str = "") -> None:
     parser.add_argument("run", metavar="RUN", nargs="?", help=f"a run's folder, its name, its id or latest{more}")
     parser.add_argument("--runs", type=Path, default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument("--trust", action="store_true",
+                        help="the run folder is yours: its configuration may name any class, also of this folder")
 
 
 def _groups() -> str:
@@ -270,7 +310,10 @@ def _groups() -> str:
     return "groups and their options (`fedlearn list` describes them):\n" + "\n".join(lines) + "\n"
 
 
+GIVEN = ("resume", "show")  # verbs that read a run folder, which may have been given to the user
 VERBS = {"run": (run, "run an experiment; Hydra overrides follow"),
          "resume": (resume, "continue a run to the result of an undisturbed one"),
          "list": (list_options, "list algorithms, tasks, heterogeneity levels, backends, ..."),
-         "show": (show, "show a run, or how a task's data is split over clients")}
+         "show": (show, "show a run, or how a task's data is split over clients"),
+         "chaos": (chaos, "rehearse failures: the same run under faults on purpose"),
+         "token": (token, "write a new secret, for a run's ranks on several hosts")}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .contracts import (
     AsyncServerAlgorithm,
@@ -15,6 +18,7 @@ from .contracts import (
 )
 from .errors import ConfigError, one_of
 from .policies.intervals import ConstantIntervals
+from .policies.participation import Participation
 
 if TYPE_CHECKING:
     from .experiment import Experiment, RoundProtocol
@@ -110,3 +114,49 @@ def check_needs(e: Experiment) -> None:
     if getattr(e.algorithm, "everybody", False) and not whole:
         raise ConfigError("cohort", e.cohort, f"null (all {len(e.task.sizes)} clients) with algorithm {name}",
                           "It is only defined with full participation.")
+
+
+def check_participation(e: Experiment) -> None:
+    """Refuse what nobody could honour if clients were left out.
+
+    Raises:
+        ConfigError: naming both choices.
+    """
+    p, kind, clients = e.participation, KINDS[e.protocol.kind], len(e.task.sizes)
+    unusual = [(f"participation.{f.name}", getattr(p, f.name), f.default) for f in fields(Participation)
+               if getattr(p, f.name) != f.default]
+    left_out = unusual + ([("on_bad_update", e.on_bad_update, "stop")] if e.on_bad_update != "stop" else [])
+    bound = [("max_update_norm", e.max_update_norm, None)] if e.max_update_norm is not None else []
+    refusals: list[tuple[bool, list[tuple[str, Any, Any]], str, str]] = [
+        (kind == "gossip", left_out + bound, "protocol=gossip", "There is no server that could leave a node out."),
+        (kind == "coded", left_out, "protocol=coded", "It has its own stragglers, and decodes by who replied."),
+        (kind == "asynchronous", unusual, "protocol=asynchronous", "Nobody is waited for."),
+        (getattr(e.algorithm, "everybody", False), left_out, f"algorithm {name_of(e.algorithm)}",
+         "It is only defined with full participation."),
+        (not e.sampling.travels, [u for u in unusual if u[0] != "participation.least"],
+         f"sampling={e.sampling.name}", "The only client is its own server."),
+    ]
+    for holds, choices, beside, why in refusals:
+        for key, found, usual in choices if holds else ():
+            raise ConfigError(key, found, f"{'null' if usual is None else usual} with {beside}", why)
+    if p.least > e.clients_at_a_time:
+        raise ConfigError("participation.least", p.least, f"at most {e.clients_at_a_time}, the clients of a cohort",
+                          "Lower it, or raise cohort.")
+    if p.over > 1:
+        _check_over(e, clients)
+
+
+def _check_over(e: Experiment, clients: int) -> None:
+    """Refuse over-selection where the replies that are dropped would count in some way."""
+    p = e.participation
+    asked = p.asked(e.clients_at_a_time)
+    if asked > clients:
+        raise ConfigError("participation.over", p.over, f"at most {clients / e.clients_at_a_time:g} with "
+                          f"cohort={e.clients_at_a_time} of {clients} clients", f"It asks {asked} of them.")
+    if e.sampling.replacement:
+        raise ConfigError("participation.over", p.over, f"1.0 with sampling={e.sampling.name}",
+                          "It draws clients more than once; those cut off would bias what it is unbiased for.")
+    if e.weighting.weights(np.arange(1), np.ones(1), e.task.sizes[:1], int(e.task.sizes.sum()),
+                           clients).denominator is not None:
+        raise ConfigError("participation.over", p.over, f"1.0 with weighting={e.weighting.name}",
+                          "It divides by the clients that are asked; those cut off would count as zeros.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from .combinations import check_needs, match
+from .combinations import check_needs, check_participation, match
 from .contracts import PeerAlgorithm, ServerAlgorithm, Stage, Task, Vec
 from .errors import ClientError, ConfigError, in_range, one_of
 from .faults import Faults
@@ -17,12 +18,15 @@ from .oracles.choose import PRECISIONS
 from .policies.clock import Clock
 from .policies.intervals import ConstantIntervals, Intervals
 from .policies.local_work import LocalWork, RoundWork
+from .policies.participation import Participation
 from .policies.sampling import Sampling
 from .policies.schedule import Constant, Schedule
 from .policies.weighting import Weighting
 from .seeds import generator
 from .vectors import digest
-from .work import SUMS, Backend, Record, Workers
+from .work import SUMS, Backend, Event, Record, Workers
+
+ON_BAD_UPDATE = ("stop", "refuse", "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,10 @@ class Experiment:
     ``cohort`` is the number of clients that work at a time; None means all. ``evaluate_every`` and
     ``checkpoint_every`` count rounds (0: only at the end). All evaluations but that of the last round stand
     on ``evaluate_samples`` test samples (None: on all); with ``evaluate_aside`` the next round works meanwhile.
-    A worker keeps ``state_memory`` MB of client states in memory, the others are on disk. ``faults`` are injected on
-    purpose (see ``faults``).
+    A worker keeps ``state_memory`` MB of client states in memory, the others are on disk. ``on_bad_update`` says what
+    becomes of an update that is not finite, not as asked, longer than ``max_update_norm`` or could not be computed:
+    "stop" (the run ends with the error), "refuse" (it is left out) or "drop" (and its client is not asked again).
+    ``faults`` are injected on purpose (see ``faults``).
 
     Raises:
         ConfigError: if two choices cannot go together, naming them.
@@ -65,6 +71,7 @@ class Experiment:
     checkpoint_keep: int = 3
     on_bad_update: str = "stop"
     max_update_norm: float | None = None
+    participation: Participation = field(default_factory=Participation)
     faults: Faults | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +93,12 @@ class Experiment:
             raise ConfigError("stack", self.stack, "auto, true or false")
         if self.precision not in PRECISIONS:
             raise ConfigError("precision", self.precision, one_of(PRECISIONS, str(self.precision)))
+        if self.on_bad_update not in ON_BAD_UPDATE:
+            raise ConfigError("on_bad_update", self.on_bad_update, one_of(ON_BAD_UPDATE, str(self.on_bad_update)))
+        if self.max_update_norm is not None:
+            in_range("max_update_norm", self.max_update_norm, above=0)
+        if not isinstance(self.participation, Participation):
+            raise ConfigError("participation", self.participation, "an object of policies.participation.Participation")
         clients = len(self.task.sizes)
         if self.cohort is not None:
             in_range("cohort", self.cohort, whole=True)
@@ -94,6 +107,7 @@ class Experiment:
                               "Ask for fewer clients per round, or for more clients.")
         match(self.algorithm, self.protocol, self.backend)
         check_needs(self)
+        check_participation(self)
         self.protocol.check(self)
         self.evaluator()
 
@@ -147,6 +161,13 @@ class Experiment:
         task = f"{type(self.task).__name__}, {len(self.task.sizes)} clients, {int(self.task.sizes.sum())} samples, "
         known["task"] = task + f"{x0.numel()} parameters of {x0.dtype}, {digest(x0)[:16]}"
         known |= {"modifiers": self.task.modified} if hasattr(self.task, "modified") else {}
+        # What is as it always was is left out: runs from before there was a choice may be resumed.
+        if self.on_bad_update != "stop":
+            known["on_bad_update"] = self.on_bad_update
+        if self.max_update_norm is not None:
+            known["max_update_norm"] = repr(float(self.max_update_norm))
+        if self.participation != Participation():
+            known["participation"] = repr(self.participation)
         horizon = any(getattr(of, "horizon", False)
                       for of in (self.algorithm, self.schedule, self.intervals, self.sampling))
         return known | ({"rounds": str(self.rounds)} if horizon else {})
@@ -163,8 +184,9 @@ class RoundReport:
 
     ``bytes_down`` and ``bytes_up`` are those of the payloads of all clients that were asked and
     all that replied; ``seconds`` the wall time by phase; ``simulated`` the virtual time since the
-    start, in seconds; ``digest`` the SHA-256 of the server state; ``extra`` further metrics; ``refused`` what was
-    left out of the round, by client.
+    start, in seconds; ``digest`` the SHA-256 of the server state; ``extra`` further metrics; ``refused`` says which
+    clients' updates were left out, and why; ``late`` are the clients whose replies came too late. In a ``void`` round
+    too few replied: nothing of it counts.
     """
 
     cohort: Sequence[int]
@@ -176,6 +198,18 @@ class RoundReport:
     digest: str
     extra: Mapping[str, float] = field(default_factory=dict)
     refused: Sequence[ClientError] = ()
+    late: Sequence[int] = ()
+    void: bool = False
+
+    def events(self, done: int) -> list[Event]:
+        """Return what a reader of the ledger should know of the round; it is the ``done``-th, as in the ledger."""
+        times = Counter((int(e.client), e.what) for e in self.refused)    # more than once by asynchronous clients only
+        events: list[Event] = [{"event": "update refused", "round": done, "client": client, "why": why}
+                               | ({"times": n} if n > 1 else {}) for (client, why), n in times.items()]
+        if self.void:
+            events.append({"event": "round void", "round": done, "asked": len(self.cohort),
+                           "refused": len(self.refused), "late": len(self.late)})
+        return events
 
 
 class Loop(Protocol):

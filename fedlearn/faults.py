@@ -13,10 +13,12 @@ once, whoever gets there first, also after a restart: whoever creates its marker
     between      between two rounds                                 coordinator
     checkpoint   a checkpoint is written but not yet in its place   coordinator
     commit       the checkpoint is in its place, old ones are not yet removed   coordinator
-    disk         a file of the run is about to be written           coordinator
+    disk         a checkpoint is about to be written                coordinator
+    line         a line about a round is about to be written        coordinator
 
 In one process the coordinator is the worker, too. A worker's fault never fires in the coordinator's process unless
-``anywhere`` is set.
+``anywhere`` is set. A ``cut`` only holds a worker up for some seconds: the link is cut by whoever made the network,
+when the marker is there.
 """
 
 from __future__ import annotations
@@ -24,18 +26,19 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigError, in_range, one_of
 
 WORKER = ("receive", "train", "upload", "reduce", "idle")
-COORDINATOR = ("between", "checkpoint", "commit", "disk")
+COORDINATOR = ("between", "checkpoint", "commit", "disk", "line")
 # kind -> points at which it makes sense
 KINDS = {"kill": (*WORKER, "between", "checkpoint", "commit"), "freeze": WORKER, "hang": ("train",), "slow": WORKER,
-         "drop": ("upload",), "corrupt": ("upload",), "full": ("disk",)}
+         "drop": ("upload",), "corrupt": ("upload",), "full": ("disk", "line"), "cut": ("train",)}
 
 
 class Dropped(Exception):
@@ -44,7 +47,7 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: what happens, at which point of which round (from 0), and for how many seconds (slow, hang)."""
+    """One fault: what happens, at which point of which round (from 0), and for how many seconds (slow, hang, cut)."""
 
     kind: str
     point: str
@@ -53,12 +56,15 @@ class Fault:
     anywhere: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError("faults.kind", self.kind, one_of(KINDS, self.kind))
-        if self.point not in KINDS[self.kind]:
-            raise ConfigError("faults.point", self.point, f"with {self.kind}, {one_of(KINDS[self.kind], self.point)}")
+        if str(self.kind) not in KINDS:
+            raise ConfigError("faults.kind", self.kind, one_of(KINDS, str(self.kind)))
+        points = KINDS[self.kind]
+        if self.point not in points:
+            raise ConfigError("faults.point", self.point, f"with {self.kind}, {one_of(points, str(self.point))}")
         in_range("faults.round", self.round, least=0, whole=True)
         in_range("faults.seconds", self.seconds, above=0)
+        if not isinstance(self.anywhere, bool):
+            raise ConfigError("faults.anywhere", self.anywhere, "true or false")
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,38 @@ class Faults:
     def about(self) -> list[dict[str, object]]:
         """Return the schedule as JSON can hold it."""
         return [asdict(fault) for fault in self.schedule]
+
+
+def read(given: Mapping[str, Any]) -> Faults:
+    """Return the schedule that a configuration describes: ``{folder: ..., schedule: [{kind: ..., point: ...}, ...]}``.
+
+    Raises:
+        ConfigError: naming the key, and the fault by its number, if it is not one.
+    """
+    for key in given:
+        if key not in ("folder", "schedule"):
+            raise ConfigError(f"faults.{key}", given[key], one_of(("folder", "schedule"), str(key)))
+    folder, listed = given.get("folder"), given.get("schedule")
+    if not isinstance(folder, str) or not Path(folder).is_dir():
+        raise ConfigError("faults.folder", folder, "a folder that exists, for the marks of the faults that fired")
+    if not isinstance(listed, list) or not all(isinstance(entry, Mapping) for entry in listed):
+        raise ConfigError("faults.schedule", listed, "a list, each entry a section with keys")
+    return Faults(tuple(_one(entry, f"faults.schedule.{i}") for i, entry in enumerate(listed)),
+                  Path(folder).absolute())
+
+
+def _one(given: Mapping[str, Any], key: str) -> Fault:
+    known = {field.name: field.default for field in fields(Fault)}
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{key}.{name}", given[name], one_of(known, str(name)))
+    for name, default in known.items():
+        if default is MISSING and name not in given:
+            raise ConfigError(f"{key}.{name}", "nothing", "a value", "It has no default.")
+    try:
+        return Fault(**given)
+    except ConfigError as e:
+        raise ConfigError(f"{key}.{e.key.removeprefix('faults.')}", e.found, e.allowed, e.hint) from None
 
 
 armed: Faults | None = None
@@ -140,7 +178,7 @@ def at(point: str, round: int) -> Fault | None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
-        case "slow" | "hang":
+        case "slow" | "hang" | "cut":
             time.sleep(fault.seconds)
         case "full":
             raise OSError(28, "No space left on device")

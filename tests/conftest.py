@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, and for the proce
 
 import pytest
 import torch
+from processes import children
 
 torch.set_num_threads(1)
 
@@ -31,6 +32,8 @@ ORDER = {"torchrun": 1, "ray": 2, "docker": 3, "slow": 4}
 # Ray and torch never remove these, multiprocessing and wandb do at exit, pytest rotates its own: all go with
 # the private folder. Anything else there was made by fedlearn or by a test.
 NOT_OURS = ("pytest-of-*", "ray", "torchinductor_*", "pymp-*", "*wandb-media", "*wandb-artifacts")
+
+lasting: set[int] = set()   # the processes of what lives as long as the session
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -123,12 +126,24 @@ def nothing_left_behind(pytestconfig: pytest.Config) -> Iterator[None]:
 def ray_cluster() -> Iterator[str]:
     """A cluster that tests join because the process is connected to it; its address."""
     ray = pytest.importorskip("ray")
-    from fedlearn.backends.ray_actors import QUIET
+    from fedlearn.backends import ray_cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET.items():
-            patch.setenv(name, value)
-        context = ray.init(address="local", num_cpus=3, object_store_memory=100 * 2**20, include_dashboard=False,
-                           log_to_driver=False, logging_level="ERROR")
-    yield context.address_info["address"]
-    ray.shutdown()
+    before, folder = children(), tempfile.mkdtemp(prefix="ray-", dir="/tmp")    # short enough for Ray's sockets
+    ray_cluster.start(ray, 3, 100 * 2**20, Path(folder))
+    lasting.update(children() - before)
+    yield ray.get_runtime_context().gcs_address
+    ray_cluster.stop(ray)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def tidy() -> Iterator[None]:
+    """Fail a test that leaves a child process or a temporary folder."""
+    temporary = Path(tempfile.gettempdir())
+    before = children(), set(temporary.glob("fedlearn-*"))
+    yield
+    deadline = time.monotonic() + 5
+    while any(left := (children() - before[0] - lasting, set(temporary.glob("fedlearn-*")) - before[1])):
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: processes {left[0]}, folders {left[1]}")
+        time.sleep(0.05)

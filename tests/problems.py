@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from fedlearn.backends.inprocess import InProcess
-from fedlearn.execute import setup_of
 from fedlearn.experiment import Experiment, Loop, RoundReport
 from fedlearn.policies.sampling import UniformSampling
 from fedlearn.policies.weighting import RatioWeighting, UniformWeighting
 from fedlearn.protocols.synchronous import Synchronous
+from fedlearn.running.execute import setup_of
 from fedlearn.tasks.supervised import SupervisedTask
 from fedlearn.work import Workers
 

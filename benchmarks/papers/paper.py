@@ -17,10 +17,10 @@ import numpy as np
 import fedlearn
 from fedlearn.backends.inprocess import InProcess
 from fedlearn.errors import NonFiniteUpdate, UpdateOverflow
-from fedlearn.execute import History
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.sampling import FullParticipation
 from fedlearn.policies.weighting import UniformWeighting
+from fedlearn.running.execute import History
 
 SEEDS = 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from .. import errors
 from ..errors import ClientError, ConfigError, FedlearnError, UpdateOverflow, WorkerError
@@ -89,7 +90,8 @@ def encode(error: Exception, where: str) -> list:
 
 def decode(error: Sequence) -> FedlearnError:
     """Rebuild an error from what ``encode`` made of it."""
-    kind = getattr(errors, str(error[0]), None)
-    if not (isinstance(kind, type) and issubclass(kind, FedlearnError)):
-        return WorkerError(f"a worker failed: {list(error)}")
-    return kind(*error[1:])
+    kind = getattr(errors, str(error[0]), None) if isinstance(error, list | tuple) and error else None
+    if isinstance(kind, type) and issubclass(kind, FedlearnError) and len(error) > 1:
+        with suppress(TypeError):
+            return kind(*error[1:])
+    return WorkerError(f"a worker failed: {error}")

@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 
 from ..contracts import MixInfo, Msg, PeerAlgorithm, Tree
+from ..faults import at
 from ..vectors import tree_map
 from ..work import SUMS, Event, Exchange, Record, Reduced, Reply, Setup, Work, bytes_of
-from ..worker import Worker
+from ..worker.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class InProcessWorkers:
     def map_reduce(self, work: Work) -> Reduced:
         """Run all clients, one after another or stacked, and sum their uploads."""
         total = SUMS[self.setup.reduce]()
+        at("receive", work.round)
         part = self.worker.reduce(work, work.clients, total)
+        at("reduce", work.round)
         return Reduced(total, part.records, part.refused)
 
     def events(self) -> list[Event]:

@@ -6,10 +6,14 @@ or Ray's object store, never over an open network.
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import pickle
+import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,9 @@ from ..errors import WorkerError
 
 LONGEST = 38     # characters of a path in which Ray can still make its sockets
 LARGE = 1 << 20  # bytes from which an array goes to a file of its own
+OWNER = "owner"  # the file in a private folder on which its process holds a lock for as long as it lives
+
+held: dict[Path, int] = {}  # the locks of this process
 
 
 def pack(thing: Any, folder: Path | None = None) -> bytes:
@@ -52,12 +59,42 @@ def unpack(parcel: bytes) -> Any:
 
 
 def short_folder() -> Path:
-    """Return a new private folder, with a path short enough for the sockets that Ray makes in it."""
+    """Return a new private folder, with a path short enough for the sockets that Ray makes in it.
+
+    Folders that processes left that were killed are removed on the occasion.
+    """
+    for there in {tempfile.gettempdir(), "/tmp"}:
+        sweep(Path(there))
     folder = Path(tempfile.mkdtemp(prefix="fedlearn-"))
     if len(str(folder)) > LONGEST:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="fedlearn-", dir="/tmp"))
+    for gone in [path for path in held if not path.exists()]:
+        os.close(held.pop(gone))
+    # Locked before it has its name, or another process could take it for a dead one's.
+    fresh = folder / f"{OWNER}.part"
+    lock = os.open(fresh, os.O_CREAT | os.O_WRONLY, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    fresh.rename(folder / OWNER)
+    held[folder] = lock
     return folder
+
+
+def sweep(there: Path) -> list[Path]:
+    """Remove, and return, the private folders in ``there`` whose processes are dead: nobody holds their locks."""
+    swept = []
+    for owner in there.glob(f"fedlearn-*/{OWNER}"):
+        with suppress(OSError):     # somebody else's, or being swept by another process
+            lock = os.open(owner, os.O_WRONLY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid != os.getuid():
+                    continue
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(owner.parent, ignore_errors=True)
+                swept.append(owner.parent)
+            finally:
+                os.close(lock)
+    return swept
 
 
 class Packer(cloudpickle.Pickler):

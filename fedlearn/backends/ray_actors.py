@@ -5,7 +5,8 @@ hands over at the end. An actor that dies takes its partial sum with it: another
 all clients that it had in the round run again, so that nobody counts twice or is missed. Ray itself
 restarts and retries nothing.
 
-What a round broadcasts lies once in the shared memory of every host, and all actors there read it in place.
+What a round broadcasts lies once in the shared memory of every host, and all actors there read it in place; what is
+small travels with each call.
 """
 
 from __future__ import annotations
@@ -13,34 +14,26 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import warnings
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from ..contracts import Msg, ServerAlgorithm
 from ..errors import ConfigError, WorkerError, in_range
-from ..faults import Dropped, at
-from ..states import States
 from ..vectors import tree_flat
-from ..work import SUMS, Event, Part, Reduced, Setup, Sum, Work, bytes_of
-from ..worker import Worker
-from .gather import check_untouched, encode, versions
-from .parcel import pack, short_folder, unpack
-from .ray_turn import AT_ONCE, PIECE, Seat, Turn, last_line
+from ..work import SUMS, Event, Reduced, Setup, Work, bytes_of
+from ..worker.states import States
+from . import ray_cluster
+from .parcel import pack, short_folder
+from .ray_actor import SMALL, Actor
+from .ray_cluster import NICENESS, Watch, last_line
+from .ray_seat import Seat
+from .ray_turn import AT_ONCE, PIECE, Turn
 
-SMALL = 1 << 16  # entries up to which a partial sum is handed over in one piece, with what is to be said of it
-NICENESS = "RAY_worker_niceness"
-# Ray nices its workers to 15 and counts users, unless it is told not to when its cluster starts.
-QUIET = {NICENESS: "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-PROMPT = {"free_objects_period_milliseconds": 0}  # Ray gathers freed objects for a second: gigabytes here
+PATIENCE = 3    # a replacement may take so many times as long to come up as the first actors, and its timeout
 
 
 @dataclass(frozen=True)
@@ -48,9 +41,11 @@ class RayActors:
     """Run clients on ``workers`` Ray actors of ``threads`` threads each.
 
     A cluster is joined where ``address``, or else RAY_ADDRESS, names one, or the process is connected
-    to one already, and is then left running; otherwise one is started on this machine. ``chunk`` clients are handed out
-    at a time; 0 chooses: many at first, one at a time at the end. An actor that gives no sign of
-    life for ``timeout`` seconds is taken for dead; ``replacements`` may be made in a round.
+    to one already, and is then left running; otherwise one is started on this machine, which strangers cannot use.
+    ``token`` is the path of a file with the token that a cluster to be joined asks for; null takes what Ray finds in
+    its own environment variables. ``chunk`` clients are handed out at a time; 0 chooses: many at first, one at a time
+    at the end. An actor that gives no sign of life for ``timeout`` seconds is taken for dead, and so is one whose work
+    takes no local step for ``hang`` seconds (0 or None: it may); ``replacements`` may be made in a round.
     ``niceness`` (0 to 19) is that of the actors' processes; None takes 0 on a cluster that is started
     here, though Ray's own is 15, and a joined cluster as it is: there it cannot be set.
     """
@@ -62,6 +57,8 @@ class RayActors:
     timeout: float = 60.0
     replacements: int = 3
     niceness: int | None = None
+    hang: float | None = 600.0
+    token: str | None = None
 
     verbs: ClassVar[frozenset[str]] = frozenset({"map_reduce"})
 
@@ -71,6 +68,8 @@ class RayActors:
         in_range("backend.chunk", self.chunk, least=0)
         in_range("backend.timeout", self.timeout, above=0)
         in_range("backend.replacements", self.replacements, least=0)
+        if self.hang is not None:
+            in_range("backend.hang", self.hang, least=0)
         if self.niceness is not None:
             in_range("backend.niceness", self.niceness, least=0, most=19, whole=True)
 
@@ -78,8 +77,9 @@ class RayActors:
         """Start or join a cluster, and the actors on it.
 
         Raises:
-            ConfigError: if Ray is not installed, or the niceness of a cluster that runs already is to be set.
-            WorkerError: if the cluster cannot be reached, or has no room for the actors.
+            ConfigError: if Ray is not installed, the niceness of a cluster that runs already is to be set, or there is
+                a token for none.
+            WorkerError: if the cluster cannot be reached, refuses the token, or has no room for the actors.
         """
         _ray()
         return RayWorkers(self, replace(setup, threads=self.threads))
@@ -92,59 +92,6 @@ class RayActors:
         return f"{self.workers} Ray actor{plural[0]} on {where}, {self.threads} thread{plural[1]} each"
 
 
-class Actor:
-    """What runs in an actor: a worker, and the partial sum of the round that it works in."""
-
-    def __init__(self, parcel: bytes) -> None:
-        self.worker = Worker(unpack(parcel), through=True)
-        self.token, self.round = "", 0
-        self.work: Work | None = None
-        self.sum: Sum = SUMS[self.worker.setup.reduce]()
-
-    def alive(self) -> bool:
-        """Answer, as soon as the actor is there, and also while it works."""
-        return True
-
-    def run(self, token: str, round: Sequence[Any], clients: Sequence[int]) -> Part | list:
-        """Run clients of a round; ``round`` holds a reference to (work without vectors, vectors).
-
-        Return what was done of it, or what ``encode`` makes of the error.
-        """
-        # Threads of an actor each have torch's own setting.
-        torch.set_num_threads(self.worker.setup.threads)
-        if token != self.token:
-            self.token, self.work, self.sum = token, None, SUMS[self.worker.setup.reduce]()
-        if self.work is None:
-            work, arrays = _ray().get(round[0])
-            self.work = replace(work, broadcast={name: _in_place(array) for name, array in arrays.items()})
-            self.round = work.round
-        try:
-            at("receive", self.work.round)
-            before = versions(self.work)
-            part = self.worker.reduce(self.work, clients, self.sum)
-            check_untouched(before, self.work, clients)
-            at("upload", self.work.round)
-            return part
-        except Dropped:
-            os._exit(1)     # its connection ends with it, as Ray sees it
-        except Exception as e:
-            return ["error", *encode(e, f"a Ray actor (process {os.getpid()})")]
-
-    def collect(self, token: str) -> tuple[Any, float, np.ndarray | None]:
-        """Return the parts of the layout and the bound of a round's partial sum, and all of it if it is small."""
-        assert token == self.token and self.sum.layout is not None
-        at("reduce", self.round)
-        self.work = None
-        self.sum.carry()
-        small = self.sum.buffer.numel() <= SMALL
-        return self.sum.layout.parts, self.sum.bound, self.sum.buffer.numpy() if small else None
-
-    def piece(self, token: str, start: int, length: int) -> np.ndarray:
-        """Return so many entries of a round's partial sum, which stays here until the next round."""
-        assert token == self.token
-        return self.sum.buffer[start:start + length].numpy()
-
-
 class RayWorkers:
     """Open actors on a cluster."""
 
@@ -155,12 +102,17 @@ class RayWorkers:
         self.happened: list[Event] = []
         self.folder = short_folder()
         self.seats: list[Seat] = []
+        self.own, quiet = False, ExitStack()
+        self.watch = Watch(_ray(), backend.timeout)
+        self.startup = backend.timeout
         # Also when the caller forgets to close.
-        self.clean = weakref.finalize(self, _clean, False, self.folder)
+        self.clean = weakref.finalize(self, _clean, False, self.folder, quiet)
         try:
             self.own = _connect(backend, setup, self.folder)
             self.clean.detach()
-            self.clean = weakref.finalize(self, _clean, self.own, self.folder)
+            self.clean = weakref.finalize(self, _clean, self.own, self.folder, quiet)
+            quiet.enter_context(ray_cluster.hushed(_ray()))
+            self.watch = Watch(_ray(), backend.timeout)
             initial = setup.task.initial(setup.seed)
             self.states: States | None = None
             if isinstance(setup.algorithm, ServerAlgorithm):
@@ -171,7 +123,7 @@ class RayWorkers:
             self.setup = setup
             # A cluster of our own is this machine: large arrays are shared as files.
             self.parcel = _ray().put(pack(setup, self.folder if self.own else None))
-            self.seats = [Seat(self._start()) for _ in range(backend.workers)]
+            self.seats = [Seat(i + 1, self._start()) for i in range(backend.workers)]
             self._await_actors()
         except BaseException:
             self.close()
@@ -211,25 +163,33 @@ class RayWorkers:
             return
         self.opened = False
         if _ray().is_initialized():
+            there = not self.own and self.watch.there()     # who is gone cannot be told to kill
             for seat in self.seats:
-                _ray().kill(seat.actor)
+                self._kill(seat, there)
         self.seats, self.parcel = [], None
         self.clean()
 
     def replace(self, seat: Seat) -> None:
         """Put a new actor on a seat."""
-        with suppress(Exception):
-            _ray().kill(seat.actor)
-        seat.actor = self._start()
+        self._kill(seat)
+        seat.actor, seat.pid, seat.since = self._start(), 0, time.monotonic()
+        seat.hello, seat.steps = seat.actor.hello.remote(), None
+
+    def _kill(self, seat: Seat, politely: bool = True) -> None:
+        if self.own:
+            ray_cluster.kill_outright(_ray(), seat.pid)
+        if politely:
+            with suppress(Exception):
+                _ray().kill(seat.actor)
 
     def _start(self) -> Any:
         remote = _ray().remote(num_cpus=self.backend.threads, max_restarts=0, max_task_retries=0,
                                concurrency_groups={"health": 1})
-        return remote(Actor).remote(self.parcel)
+        return remote(Actor).remote(self.parcel, fetch)
 
     def _await_actors(self) -> None:
-        ray = _ray()
-        waiting = [seat.actor.alive.remote() for seat in self.seats]
+        ray, began = _ray(), time.monotonic()
+        waiting = [seat.actor.hello.remote() for seat in self.seats]
         ready, rest = ray.wait(waiting, num_returns=len(waiting), timeout=self.backend.timeout)
         if rest:
             cores = ray.cluster_resources().get("CPU", 0)
@@ -237,26 +197,29 @@ class RayWorkers:
                               f"{self.backend.timeout:g} s (the cluster has {cores:g} CPUs in all, each actor takes "
                               f"{self.backend.threads}); use fewer backend.workers, or raise backend.timeout")
         try:
-            ray.get(ready)
+            for seat, pid in zip(self.seats, ray.get(waiting), strict=True):
+                seat.pid = pid
+            self.startup = max(self.backend.timeout, PATIENCE * (time.monotonic() - began))
         except ray.exceptions.RayError as e:
             raise WorkerError(f"a Ray actor died at its start: {last_line(e)}") from e
 
 
-def _clean(own: bool, folder: Path) -> None:
-    if own:
-        _ray().shutdown()
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            break
-        time.sleep(0.1)  # the last of Ray's processes may still be writing
+def _clean(own: bool, folder: Path, quiet: ExitStack) -> None:
+    try:
+        if own:
+            ray_cluster.stop(_ray())
+    finally:
+        quiet.close()
+        for _ in range(50):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.1)  # the last of Ray's processes may still be writing
 
 
-def _in_place(array: np.ndarray) -> Tensor:
-    """Return a read-only array as a tensor on the same memory; its ``_version`` tells of writes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nothing stops them
-        return torch.from_numpy(array)
+def fetch(reference: Any) -> Any:
+    """Return what a reference stands for; for actors."""
+    return _ray().get(reference)
 
 
 def _connect(backend: RayActors, setup: Setup, folder: Path) -> bool:
@@ -266,30 +229,18 @@ def _connect(backend: RayActors, setup: Setup, folder: Path) -> bool:
     if backend.niceness is not None and (address or ray.is_initialized()):
         raise ConfigError("backend.niceness", backend.niceness, "null with a cluster that runs already",
                           f"Start that with {NICENESS}={backend.niceness} in the environment.")
+    if backend.token is not None and (not address or ray.is_initialized()):
+        raise ConfigError("backend.token", backend.token, "null, unless backend.address names a cluster to be joined",
+                          "A cluster that is started here has a token of its own.")
     if ray.is_initialized():
         return False
-    settings = QUIET | {NICENESS: str(backend.niceness or 0)}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-            return False
-        # Broadcasts of two rounds and pieces of sums; Ray's own default is 30% of the memory.
-        store = 128 * 2**20 + 3 * _down(setup) + 8 * (2 * AT_ONCE * PIECE + backend.workers * SMALL)
-        ray.init(address="local", num_cpus=backend.workers * backend.threads, object_store_memory=store,
-                 include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-                 _temp_dir=str(folder / "ray"), _system_config=PROMPT)
-        return True
-    except Exception as e:
-        what = f"no Ray cluster at {address}" if address else "Ray did not start"
-        raise WorkerError(f"{what}: {last_line(e)}") from e
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    if address:
+        ray_cluster.join(ray, address, backend.token)
+        return False
+    # Broadcasts of two rounds and pieces of sums; Ray's own default is 30% of the memory.
+    store = 128 * 2**20 + 3 * _down(setup) + 8 * (2 * AT_ONCE * PIECE + backend.workers * SMALL)
+    ray_cluster.start(ray, backend.workers * backend.threads, store, folder / "ray", backend.niceness or 0)
+    return True
 
 
 def _down(setup: Setup) -> int:
@@ -300,7 +251,10 @@ def _down(setup: Setup) -> int:
 
 def _ray() -> Any:
     try:
-        import ray
+        # Ray takes a driver's parent for its raylet, unless it is told another process: with the raylet gone it would
+        # end an orphan in the middle of closing.
+        with ray_cluster.environment({"RAY_RAYLET_PID": os.environ.get("RAY_RAYLET_PID", str(os.getpid()))}):
+            import ray
     except ImportError as e:
         raise ConfigError("backend", "ray", "an installed Ray", "Install it: pip install 'fedlearn[ray]'.") from e
     return ray

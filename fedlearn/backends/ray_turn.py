@@ -2,56 +2,34 @@
 
 When all clients are done the actors' partial sums are added up, piece by piece: neither the coordinator nor
 Ray's object store ever holds a partial sum beside the sum, unless it is small. An actor keeps its own until the next
-round, so that after a loss in the middle the adding up begins anew.
+round, so that after a loss in the middle the adding up begins anew. What arrives is compared with the checksum that its
+actor made of it.
 
-Ray itself is handed in: it is imported in one place.
+While a replacement starts the others go on. Ray itself is handed in: it is imported in one place.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import ClientError, WorkerError
+from ..errors import WorkerError
 from ..reducers.layout import Layout
-from ..work import SUMS, Part, Record, Reduced, Setup, Work, cost
+from ..work import SUMS, Event, Part, Reduced, Setup, Work, bytes_of, cost
 from .balance import longest_first
 from .gather import agree, check_bound, decode, first, in_order, refusals
+from .ray_cluster import LOOK, RESUME, Watch, cause, last_line
+from .ray_seat import Seat, checksum, wrapped
 
 PIECE = 1 << 22  # entries of a partial sum that are fetched at a time
 AT_ONCE = 4      # pieces under way, whatever the number of actors
-
-
-@dataclass
-class Seat:
-    """An actor, the clients whose uploads are in its partial sum, and what it is doing."""
-
-    actor: Any
-    done: list[int] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    refused: list[ClientError] = field(default_factory=list)
-    busy: list[int] = field(default_factory=list)
-    answer: Any = None   # the reference of the call under way
-    ping: Any = None
-    heard: float = 0.0   # when it last gave a sign of life
-    part: tuple[Layout, float] | None = None   # layout and bound of its partial sum
-    small: Any = None    # all of its partial sum, where that is small
-    added: int = 0       # entries of its partial sum that are in the sum
-
-    def forget(self) -> None:
-        """Be as at the start of a round."""
-        self.done, self.records, self.refused, self.busy = [], [], [], []
-        self.keep()
-
-    def keep(self) -> None:
-        """Have its partial sum, of which nothing was added up yet."""
-        self.answer = self.ping = self.part = self.small = None
-        self.added = 0
+ALONG = 1 << 16  # bytes up to which a broadcast travels with each call: there it is quicker, and needs no raylet
+ALTERED = "what it handed over is not what it added up: its checksum is another"
 
 
 class Pool(Protocol):
@@ -60,6 +38,9 @@ class Pool(Protocol):
     backend: Any
     setup: Setup
     seats: list[Seat]
+    watch: Watch
+    happened: list[Event]
+    startup: float      # seconds that a replacement may take to come up
 
     def replace(self, seat: Seat) -> None:
         """Put a new actor on a seat."""
@@ -75,7 +56,7 @@ class Turn:
         sizes = pool.setup.task.sizes
         self.costs = {m: cost(sizes, m, work.local) for m in work.clients}
         self.queue = deque(longest_first(self.costs))
-        self.round: Any = None    # the reference of the work: one copy on every host
+        self.round: Any = None    # the work and its vectors or, of large ones, a reference: one copy on every host
         self.total = SUMS[pool.setup.reduce]()
         self.failures: list[Exception] = []
         self.lost = 0
@@ -87,16 +68,26 @@ class Turn:
             FedlearnError: that of the earliest client, after all actors have come to rest.
         """
         while True:
+            self.pool.watch.look()
             self._assign()
             busy = {seat.answer: seat for seat in self.seats if seat.answer is not None}
-            if not busy:
+            if not busy and (self.failures or not self.queue):
                 break
-            done, _ = self.ray.wait(list(busy), num_returns=1, timeout=self.settings.timeout / 4)
+            coming = {seat.hello: seat for seat in self.seats if seat.hello is not None}
+            if not busy:
+                self._check_coming(coming.values())
+            done, _ = self.ray.wait([*busy, *coming], num_returns=1, timeout=min(self.settings.timeout / 4, LOOK))
             for answer in done:
-                self._hear(busy[answer])
+                if answer in coming:
+                    self._welcome(coming[answer])
+                else:
+                    self._hear(busy[answer])
             for seat in self.seats:
-                if seat.answer is not None:
-                    self._feel_pulse(seat)
+                if seat.answer is not None and (why := seat.pulse(self.ray, self.settings.timeout,
+                                                                  self.settings.hang)):
+                    self._lose(seat, why)
+        for seat in self.seats:
+            seat.made_up()
         if self.failures:
             raise first(self.failures, self.work)
         return Reduced(self.total, in_order((r for seat in self.seats for r in seat.records), self.work),
@@ -104,7 +95,7 @@ class Turn:
 
     def _assign(self) -> None:
         """Give free actors the next clients; when all are done, ask for their sums."""
-        free = [seat for seat in self.seats if seat.answer is None]
+        free = [seat for seat in self.seats if seat.answer is None and seat.hello is None]
         if self.failures:
             return
         if self.queue:
@@ -112,15 +103,12 @@ class Turn:
                 self._employ(seat)
         elif not any(seat.busy for seat in self.seats):
             self.round = None    # what was broadcast is not needed any more
-            waiting = [seat for seat in self.seats if seat.done]
+            waiting = [seat for seat in self.seats if seat.records]    # of none, nothing is in its sum
             for seat in waiting:
                 if seat.answer is None and seat.part is None:
-                    self._ask(seat, seat.actor.collect.remote(self.token))
+                    seat.ask(seat.actor.collect.remote(self.token))
             if all(seat.part for seat in waiting):
                 self._fetch(waiting)
-
-    def _ask(self, seat: Seat, answer: Any) -> None:
-        seat.heard, seat.answer = time.monotonic(), answer
 
     def _employ(self, seat: Seat) -> None:
         """Give a free actor the next clients."""
@@ -128,16 +116,19 @@ class Turn:
             return
         if self.round is None:
             arrays = {name: v.detach().cpu().numpy() for name, v in self.work.broadcast.items()}
-            self.round = self.ray.put((replace(self.work, broadcast={}), arrays))
+            self.round = replace(self.work, broadcast={}), arrays
+            if bytes_of(self.work.broadcast) > ALONG:
+                self.pool.watch.check_raylet()
+                self.round = self.ray.put(self.round)
         share = -(-len(self.queue) // (3 * len(self.seats)))
         seat.busy = [self.queue.popleft() for _ in range(min(self.settings.chunk or share, len(self.queue)))]
-        self._ask(seat, seat.actor.run.remote(self.token, [self.round], seat.busy))
+        seat.ask(seat.actor.run.remote(self.token, [self.round], seat.busy))
 
     def _fetch(self, seats: Sequence[Seat]) -> None:
         """Ask for the next pieces of partial sums whose layouts and bounds are all known."""
         parts = [seat.part for seat in seats if seat.part]
         if parts and self.total.layout is None:
-            layouts, bounds = zip(*parts, strict=True)
+            layouts, bounds, _ = zip(*parts, strict=True)
             shares = [seat.done for seat in seats]
             agree(layouts, shares, self.work)
             check_bound(bounds, shares, self.work)
@@ -149,7 +140,7 @@ class Turn:
         under_way = sum(seat.answer is not None for seat in seats)
         for seat in seats:
             if seat.answer is None and seat.added < len(self.total.buffer) and under_way < AT_ONCE:
-                self._ask(seat, seat.actor.piece.remote(self.token, seat.added, PIECE))
+                seat.ask(seat.actor.piece.remote(self.token, seat.added, PIECE))
                 under_way += 1
 
     def _add(self, seat: Seat, piece: np.ndarray) -> None:
@@ -157,9 +148,12 @@ class Turn:
         into = self.total.buffer.numpy()[seat.added:seat.added + len(piece)]
         np.add(into, piece, out=into)
         seat.added += len(piece)
+        seat.check = wrapped(seat.check + checksum(piece))
 
     def _hear(self, seat: Seat) -> None:
         """Take an actor's answer in."""
+        if seat.part is not None:
+            self.pool.watch.check_raylet()  # a piece lies in the object store
         try:
             answer = self.ray.get(seat.answer)
         except self.ray.exceptions.RayTaskError as e:
@@ -167,14 +161,19 @@ class Turn:
             seat.answer = None
             return
         except self.ray.exceptions.RayError as e:
-            self._lose(seat, last_line(e))
+            self._lose(seat, cause(e))
             return
         seat.answer = None
         if isinstance(answer, np.ndarray):
             self._add(seat, answer)
+            assert seat.part is not None
+            if seat.added == len(self.total.buffer) and seat.check != seat.part[2]:
+                self._lose(seat, ALTERED)
         elif not seat.busy:
-            layout, bound, seat.small = answer
-            seat.part = Layout.from_json(layout), bound
+            layout, bound, check, seat.small = answer
+            seat.part = Layout.from_json(layout), bound, check
+            if seat.small is not None and checksum(seat.small) != check:
+                self._lose(seat, ALTERED)
         elif not isinstance(answer, Part):
             self.failures.append(decode(answer[1:]))
             seat.busy = []
@@ -184,35 +183,43 @@ class Turn:
             seat.refused += answer.refused
             seat.busy = []
 
+    def _welcome(self, seat: Seat) -> None:
+        """Hear the first word of a replacement."""
+        try:
+            seat.pid = self.ray.get(seat.hello)
+        except self.ray.exceptions.RayError as e:
+            self._lose(seat, f"the replacement died at its start: {cause(e)}")
+            return
+        seat.hello = None
+        seat.made_up()
+
+    def _check_coming(self, seats: Collection[Seat]) -> None:
+        """Check that not all replacements fail to come up.
+
+        Raises:
+            WorkerError: if the last that was asked for had its time.
+        """
+        if time.monotonic() - max(seat.since for seat in seats) > self.pool.startup:
+            raise WorkerError(f"no Ray actor is left in round {self.work.round}: none of {len(seats)} replacements "
+                              f"came up within {self.pool.startup:.0f} s; {RESUME}, or raise backend.timeout")
+
     def _lose(self, seat: Seat, why: str) -> None:
-        """Replace a dead actor; what it had of this round runs again."""
+        """Replace a lost actor; what it had of this round runs again."""
+        self.pool.watch.check()
         self.lost += 1
+        again = [*seat.done, *seat.busy]
+        event: Event = {"event": "actor lost", "round": self.work.round, "who": seat.who(), "why": why,
+                        "recovery_seconds": None, "clients": len(again)}
+        self.pool.happened.append(event)
         if self.lost > self.settings.replacements:
             raise WorkerError(f"{self.lost} Ray actors were lost in round {self.work.round}, allowed: "
-                              f"{self.settings.replacements} (backend.replacements); the last one: {why}")
-        self.queue = deque(longest_first({m: self.costs[m] for m in [*seat.done, *seat.busy, *self.queue]}))
+                              f"{self.settings.replacements} (backend.replacements); the last one: {seat.who()}, "
+                              f"{why}; {RESUME}")
+        self.queue = deque(longest_first({m: self.costs[m] for m in [*again, *self.queue]}))
         seat.forget()
         self.total = SUMS[self.pool.setup.reduce]()
         for other in self.seats:
             if not other.busy:
                 other.keep()
+        seat.loss = event, time.monotonic()
         self.pool.replace(seat)
-
-    def _feel_pulse(self, seat: Seat) -> None:
-        """Ask a working actor for a sign of life now and then."""
-        timeout, now = self.settings.timeout, time.monotonic()
-        if seat.ping is None:
-            if now - seat.heard > timeout / 4:
-                seat.ping = seat.actor.alive.options(concurrency_group="health").remote(), now
-            return
-        ping, sent = seat.ping
-        if self.ray.wait([ping], timeout=0)[0]:
-            seat.ping, seat.heard = None, now
-        elif now - sent > timeout:
-            self._lose(seat, f"it gave no sign of life for {timeout:g} s")
-
-
-def last_line(e: BaseException) -> str:
-    """Return the end of what an error of Ray says, which is where the cause stands."""
-    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(e).__name__)[:500]

@@ -8,7 +8,8 @@ Nothing that is sent between ranks is a pickle.
 
 Under torchrun (or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) every rank
 composes the same setup and opens the backend; ranks above 0 then ``serve()`` until rank 0 closes.
-Otherwise ``workers - 1`` child processes are started, on loopback, and end with the coordinator.
+Otherwise ``workers - 1`` child processes are started, on loopback, and end with the coordinator. One that is lost is
+replaced, and its round runs again; under torchrun that is the launcher's business.
 """
 
 from __future__ import annotations
@@ -16,30 +17,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import weakref
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import ClassVar
 
 import torch.distributed as dist
-from torch import Tensor
 
 from ..contracts import ServerAlgorithm
 from ..errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
 from ..vectors import tree_flat
-from ..work import SUMS, Event, Reduced, Setup, Work, cost
-from ..worker import Worker
-from .balance import balance
-from .parcel import pack
-from .torchrun_bundle import room_for
-from .torchrun_children import Child, await_ready, bind, culprit, end
-from .torchrun_device import check_device, choose, words
-from .torchrun_group import Group, Lost
-from .torchrun_rank import Rank, Share, conduct, enter, to_header
+from ..work import Setup
+from ..worker.worker import Worker
+from .torchrun_children import culprit, muster
+from .torchrun_coordinator import Coordinator
+from .torchrun_device import check_device, choose, placed, words
+from .torchrun_gang import Gang
+from .torchrun_group import Group
+from .torchrun_lost import Lost
+from .torchrun_meet import meet
+from .torchrun_rank import Rank, enter
 
 LOOPBACK = "lo" if os.uname().sysname == "Linux" else "lo0"
 WIRES = ("float32", "bf16")
@@ -53,10 +50,14 @@ class Torchrun:
 
     ``workers`` counts the ranks, the caller included, where they are started from here; under
     torchrun there are WORLD_SIZE of them. ``threads`` is per rank. A rank that gives no sign of
-    life for ``timeout`` seconds is taken for lost; one that merely works long is waited for.
+    life for ``timeout`` seconds is taken for lost; one that merely works long is waited for, unless it takes no
+    local step for ``hang`` seconds (0 or None: for ever). Of the ranks that were started from here, up to
+    ``replacements`` are replaced in a round. If the coordinator itself takes no step for so long, it says where and
+    ends the process with exit code 4.
     ``device`` is "cpu", "cuda" (a GPU of its own for every rank, and NCCL) or "auto", which takes
     GPUs where there are enough and the task can use them.
-    ``port`` of the rendezvous on loopback, 0 for any free one, is not used under torchrun.
+    ``port`` of the rendezvous on loopback, 0 for any free one, is not used under torchrun. ``token`` names a file with
+    a secret that every host has: ranks that torchrun started on several hosts show by it that they belong together.
 
     ``wire`` "bf16" halves the bytes of the partial sums that ranks send to rank 0, where they are added in
     float32: each is rounded once, by at most 2^-8 of an entry. It goes with reduce=fast only, since the
@@ -75,6 +76,9 @@ class Torchrun:
     port: int = 0
     wire: str = "float32"
     dedicated: bool = False
+    hang: float | None = 600.0
+    replacements: int = 3
+    token: str | None = None
 
     verbs: ClassVar[frozenset[str]] = frozenset({"map_reduce"})
 
@@ -82,6 +86,8 @@ class Torchrun:
         in_range("backend.workers", self.workers, least=1)
         in_range("backend.threads", self.threads, least=1)
         in_range("backend.timeout", self.timeout, above=0, most=10**6)
+        in_range("backend.hang", self.hang or 0.0, least=0, most=10**6)
+        in_range("backend.replacements", self.replacements, least=0, whole=True)
         in_range("backend.port", self.port, least=0, most=65535)
         check_device(self.device)
         if self.wire not in WIRES:
@@ -125,89 +131,6 @@ class Torchrun:
                 f"{words(self.device, self.workers)}, {each}")
 
 
-class Coordinator:
-    """Rank 0 of an open group, with the child processes that it started (if it did)."""
-
-    def __init__(self, backend: Torchrun, group: Group, worker: Worker, children: Sequence[Child],
-                 folder: Path) -> None:
-        self.backend, self.group, self.worker, self.children = backend, group, worker, children
-        self.room = room_for(0)   # of the ranks' answers
-        self.largest = int(worker.setup.task.sizes.max())
-        self.setup, self.rank = worker.setup, 0
-        self.healthy = True
-        self.happened: list[Event] = []
-        # Also when the caller forgets to close.
-        self.clean = weakref.finalize(self, _clean, list(children), folder)
-
-    def map_reduce(self, work: Work) -> Reduced:
-        """Run the clients on all ranks, longest work first, and sum their uploads.
-
-        Raises:
-            ClientError: if a client's work failed; the group can go on with other work.
-            WorkerError: if a rank is gone; the group can only be closed.
-        """
-        if not work.clients:
-            return Reduced(SUMS[self.setup.reduce](), [])
-        if not self.healthy:
-            raise WorkerError("this group of ranks is broken or closed; open the backend anew")
-        sizes = self.setup.task.sizes
-        aside = int(self.backend.dedicated)
-        shares = balance({m: cost(sizes, m, work.local) for m in work.clients}, self.group.world - aside)
-        shares = [[] for _ in range(aside)] + shares
-        header = to_header(work, shares, sizes, self.largest) | {"room": self.room, "wire": self.backend.wire}
-        self.healthy = False  # until all ranks stand at the same place again
-        try:
-            self.group.send(header, work.broadcast)
-            mine = Share(self.group, self.worker, work, shares[0], self.backend.wire)
-            result, self.room = conduct(mine, work, shares, self.room)
-        except Lost as e:
-            raise WorkerError(f"{self._who(e)} in round {work.round}; continue the run with "
-                              "`fedlearn resume`") from e
-        self.healthy = True
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def events(self) -> list[Event]:
-        """Return what happened to the ranks since the last call."""
-        happened, self.happened = self.happened, []
-        return happened
-
-    def commit(self, states: Sequence[tuple[int, int]], keep: Sequence[tuple[int, int]] | None = None) -> None:
-        """Given ``keep``, delete all client states but these and those; they are on disk already."""
-        if self.worker.states is not None:
-            self.worker.states.flush(states)
-            if keep is not None:
-                self.worker.states.prune([*states, *keep])
-
-    def close(self, final: Mapping[str, Tensor] | None = None) -> None:
-        """End all ranks; safe to call twice, and after any error.
-
-        ``final`` is what ``serve`` returns at ranks above 0.
-        """
-        if not self.clean.alive:
-            return
-        healthy, self.healthy = self.healthy, False
-        try:
-            if healthy:
-                self.group.send({"final": final is not None}, final or {})
-                self.group.barrier()
-        except BaseException as e:
-            healthy = False
-            if not isinstance(e, Lost):
-                raise
-        finally:
-            end(self.children, healthy)
-            # Killed children fail every operation that waited for them, so the group can be destroyed.
-            self.group.close(healthy or bool(self.children) or self.group.world == 1)
-            self.clean()
-
-    def _who(self, lost: Lost) -> str:
-        fate = culprit(self.children, lost.silent)
-        return fate or (str(lost) if lost.silent or self.children else
-                        f"a rank is gone ({lost}; torchrun's own output names it)")
-
-
 def _local() -> tuple[int, int]:
     """Return this rank's number on its machine, and how many ranks run there, under torchrun."""
     environ = os.environ
@@ -222,40 +145,35 @@ def under_torchrun() -> bool:
 
 def launch(backend: Torchrun, setup: Setup) -> Coordinator:
     """Start the other ranks as child processes and meet them on loopback."""
-    world, timeout = backend.workers, backend.timeout
+    world = backend.workers
     folder = Path(tempfile.mkdtemp(prefix="fedlearn-"))
-    children: list[Child] = []
-    group = None
+    gang: Gang | None = None
+    group: Group | None = None
     try:
         setup = _with_states(setup, world, folder)
-        listener = bind(backend.port)
-        port = listener.getsockname()[1]
-        store = dist.TCPStore("127.0.0.1", port, world, True, timedelta(seconds=timeout),
-                              wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
-        arrays = folder / "setup"
-        arrays.mkdir()
-        if world > 1:
-            (arrays / "parcel").write_bytes(pack(setup, arrays))
+        gang = Gang(backend, setup, LOOPBACK)
+        gang.start(range(1, world))
         device = choose(backend.device, setup.task, 0, world)
-        hello = {"parcel": str(arrays / "parcel"), "port": port, "world": world, "timeout": timeout,
-                 "interface": LOOPBACK, "device": backend.device, "parent": current_thread() is main_thread()}
-        for rank in range(1, world):
-            children.append(Child(rank, backend.threads))
-            children[-1].tell(hello | {"rank": rank})
-        await_ready(children, timeout)
-        group = Group(store, 0, world, timeout, LOOPBACK, range(1, world), device)
-        worker = enter(group, setup, composed=False)
-        # Every rank has mapped the arrays: with states elsewhere, nothing is left if this process is killed.
-        shutil.rmtree(arrays)
+        worker = Worker(placed(setup, device), through=world > 1)
+        if failed := muster(gang.children, backend.timeout, gang.hang):
+            child, why = failed
+            raise child.error or WorkerError(f"{child.who} {why} (while the ranks were starting); free the machine, "
+                                             "use fewer backend.workers, or raise backend.timeout")
+        gang.unpacked()
+        group = gang.form(device)
         if setup.states is None or setup.states.parent != folder:
             folder.rmdir()
-        return Coordinator(backend, group, worker, children, folder)
+        return Coordinator(backend, group, worker, gang, folder)
     except BaseException as e:
-        fate = culprit(children) if isinstance(e, Lost) else ""
-        end(children, healthy=False)
+        fate = culprit(gang.children) if isinstance(e, Lost) and gang else ""
+        if gang is not None:
+            gang.close(healthy=False)
         if group is not None:
             group.close()
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(e, OSError):
+            raise WorkerError(f"the ranks could not be started: {e}; free the machine, or use fewer "
+                              "backend.workers") from e
         if isinstance(e, Lost):
             raise WorkerError(f"{fate or e} (while the ranks were starting)") from e
         raise
@@ -265,21 +183,25 @@ def join(backend: Torchrun, setup: Setup) -> Coordinator | Rank:
     """Meet the ranks that torchrun started."""
     rank, world, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend.timeout
     folder = Path(tempfile.mkdtemp(prefix="fedlearn-")) if rank == 0 else None
-    group = None
+    group = store = None
     try:
-        (store, *_) = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=timeout)))
-        store = dist.PrefixStore(f"fedlearn/{next(opened)}", store)
+        store = meet(os.environ, backend.token, timeout, next(opened))
         device = choose(backend.device, setup.task, *_local())
-        group = Group(store, rank, world, timeout, "", range(1, world) if rank == 0 else [0], device)
+        group = Group(store, rank, world, timeout, "", range(1, world) if rank == 0 else [0], device,
+                      backend.hang or 0.0)
         if folder is not None:
             setup = _with_states(setup, world, folder)
-        worker = enter(group, setup, composed=True)
+        worker = enter(group, setup)
         if folder is not None and (setup.states is None or setup.states.parent != folder):
             folder.rmdir()
-        return Rank(group, worker) if folder is None else Coordinator(backend, group, worker, [], folder)
+        if folder is None:
+            return Rank(group, worker, store)
+        return Coordinator(backend, group, worker, None, folder, store)
     except BaseException as e:
         if group is not None:
-            group.close(healthy=isinstance(e, FedlearnError))
+            group.close(isinstance(e, FedlearnError), patience=0.0)
+        if store is not None:
+            store.close()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(e, (Lost, dist.DistError)):
@@ -295,8 +217,3 @@ def _with_states(setup: Setup, world: int, folder: Path) -> Setup:
     if not tree_flat(setup.algorithm.client_init(setup.task.initial(setup.seed))):
         return setup
     return replace(setup, states=folder / "states")
-
-
-def _clean(children: Sequence[Child], folder: Path) -> None:
-    end(children, healthy=False)
-    shutil.rmtree(folder, ignore_errors=True)

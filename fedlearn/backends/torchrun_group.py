@@ -1,8 +1,8 @@
 """A process group for rounds: commands and vectors out, status and sums in, nobody waits forever.
 
 A peer that dies closes its connections and is noticed at once. A peer that is silent (frozen, or
-cut off) is noticed because its heartbeat in the rendezvous store stops; a peer that is merely slow
-keeps beating and is waited for.
+cut off) is noticed because its heartbeat in the rendezvous store stops, one that hangs in its work because its
+heartbeat says so; a peer that is merely slow keeps beating and is waited for. What arrives altered is noticed, too.
 
 The group is built on the c10d classes themselves, not on the process-wide default group, so that it
 meets neither a group of the caller's own nor that of another run in the same process.
@@ -11,11 +11,10 @@ meets neither a group of the caller's own nor that of another run in the same pr
 from __future__ import annotations
 
 import ctypes
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -23,67 +22,78 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import AllgatherOptions
 
-from .torchrun_bundle import SMALL, bundle, length, room_for, unbundle
+from .torchrun_bundle import SMALL, SOME, Altered, bundle, checksum, length, room_for, unbundle
+from .torchrun_command import describe, restore
 from .torchrun_host import Host, Memory
+from .torchrun_lost import Lost, line_of
+from .torchrun_mesh import mesh
+from .torchrun_pulse import Ear, Pulse
 
-DTYPES = {str(d).removeprefix("torch."): d for d in (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)}
 FOREVER = timedelta(days=30)  # of an operation once connected: the heartbeat decides
 PIECE = 1 << 20      # entries that are rounded and gathered at a time
-
-
-class Lost(Exception):
-    """A peer died, or fell silent; ``silent`` are the ranks that did."""
-
-    def __init__(self, what: str, silent: Sequence[int] = ()) -> None:
-        super().__init__(what)
-        self.silent = list(silent)
+SETTLED = 5.0        # seconds in which an operation ends when its peers are gone
 
 
 class Group:
     """``world`` ranks that met at ``store``; ``watch`` are the ranks whose heartbeat this one checks.
 
     ``interface`` is the network interface to use (empty: gloo's choice, or GLOO_SOCKET_IFNAME).
-    ``device`` other than "cpu" adds NCCL for the sums.
+    ``device`` other than "cpu" adds NCCL for the sums. A watched rank that was at work for ``hang`` seconds without a
+    step is taken for hung (0: never). While an operation lasts ``over`` is asked now and then why it cannot end, if
+    that is known; "" is no reason.
 
     Raises:
         Lost: if a rank does not come within ``timeout`` seconds.
     """
 
     def __init__(self, store: Any, rank: int, world: int, timeout: float, interface: str = "",
-                 watch: Sequence[int] = (), device: str = "cpu") -> None:
+                 watch: Sequence[int] = (), device: str = "cpu", hang: float = 0.0,
+                 over: Callable[[], str] = str) -> None:
         self.store, self.rank, self.world, self.timeout, self.device = store, rank, world, timeout, device
-        self.interface, self.interval = interface, min(1.0, timeout / 4)
+        self.interface, self.interval, self.hang, self.over = interface, min(1.0, timeout / 4), hang, over
         self.room = room_for(0)   # of a command, the same at every rank
-        self.watch = list(watch)
-        self.stop = Event()
-        self.beater = Thread(target=self._beat, name="fedlearn-heartbeat", daemon=True)
-        store.set(f"beat/{rank}", "0")
-        everybody = [f"beat/{r}" for r in range(world)]
-        try:
-            store.wait(everybody, timedelta(seconds=timeout))
-            self.beater.start()
-            self.gloo: Any = self._connect("gloo", range(world))
-        except RuntimeError as e:
-            missing = [r for r, key in enumerate(everybody) if not _has(store, key)]
-            raise Lost(f"rank {', '.join(map(str, missing)) or '?'} did not come within {timeout:g} s "
-                       f"({_line(e)})", missing) from e
-        self.seen: dict[int, tuple[bytes, float]] = {}
-        self.looked = time.monotonic()
+        self.gloo: Any = None
         self.nccl: Any = None
+        self.commands, self.stuck = 0, False
+        self.waits: Any = None     # the operation that has not ended
         self.answered = True   # whether nobody reads the last command's vectors any more
         self.parts: list[Any] = []   # the groups of some of the ranks
-        memory = Memory(device == "cpu" and world > 1)
-        told = self.all([device, memory.address])
-        kinds = sorted({kind.split(":")[0] for kind, _ in told})
-        if len(kinds) > 1:
-            raise Lost(f"some ranks have {' and others '.join(kinds)}; set backend.device=cpu")
-        if device != "cpu":
-            wait: Any = dist.ProcessGroupNCCL.Options()
-            wait._timeout = timedelta(seconds=timeout)
-            self.nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, world, wait)
-        self.host = Host(self, memory, [address for _, address in told])
+        self.host: Any = None        # comes last
+        self.ear = Ear(store, watch)
+        self.pulse = Pulse(store, rank, self.interval, hang)
+        try:
+            self._meet()
+        except BaseException:
+            self.close(healthy=False)
+            raise
+
+    def _meet(self) -> None:
+        everybody = [f"beat/{r}" for r in range(self.world)]
+        try:
+            self._await(everybody)
+            self.pulse.start()
+            self.gloo = self._connect("gloo", range(self.world))
+        except RuntimeError as e:
+            missing: list[int] = []
+            with suppress(RuntimeError):
+                missing = [r for r, key in enumerate(everybody) if not self.store.check([key])]
+            raise Lost(f"rank {', '.join(map(str, missing)) or '?'} did not come within {self.timeout:g} s "
+                       f"({line_of(e)})", missing) from e
+        memory = Memory(self.device == "cpu" and self.world > 1)
+        try:
+            told = self.all([self.device.split(":")[0], memory.address])
+            kinds = sorted({kind for kind, _ in told})
+            if len(kinds) > 1:
+                raise Lost(f"some ranks have {' and others '.join(kinds)}; set backend.device=cpu")
+            if self.device != "cpu":
+                wait: Any = dist.ProcessGroupNCCL.Options()
+                # The heartbeat decides; NCCL's own clock, which ends the process, comes later.
+                wait._timeout = timedelta(seconds=10 * self.timeout + 2 * self.hang)
+                self.nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", self.store), self.rank, self.world, wait)
+            self.host = Host(self, memory, [address for _, address in told])
+        except BaseException:
+            memory.close()
+            raise
 
     def send(self, header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
         """Send a command and named tensors from rank 0 to all others.
@@ -92,8 +102,8 @@ class Group:
 
         Every rank must have answered the command before, by ``gather`` or ``all``: large tensors overwrite its own.
         """
-        shapes = [[name, str(v.dtype).removeprefix("torch."), list(v.shape)] for name, v in vectors.items()]
-        flat = [v.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for v in vectors.values()]
+        self.commands += 1
+        shapes, flat = describe(vectors, self.check)
         said = bundle([dict(header), shapes], [v for v in flat if v.numel() <= SMALL])
         if large := [v for v in flat if v.numel() > SMALL]:
             assert self.answered
@@ -111,24 +121,24 @@ class Group:
 
     def receive(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the next command of rank 0 and its tensors."""
-        while True:
-            block = torch.empty(self.room, dtype=torch.uint8)
-            self.broadcast(block, self.gloo)
-            if (size := length(block)) <= self.room:
-                break
-            self.room = room_for(size)
-        (header, shapes), small = unbundle(block)
-        kinds = [DTYPES[kind] for _, kind, _ in shapes]
-        sizes = [math.prod(shape) * kind.itemsize for kind, (*_, shape) in zip(kinds, shapes, strict=True)]
-        large = iter(self.host.receive([size for size in sizes if size > SMALL]))
-        vectors, start = {}, 0
-        for (name, _, shape), kind, size in zip(shapes, kinds, sizes, strict=True):
-            if size <= SMALL:
-                part, start = small[start:start + size].clone(), start + size
-            else:
-                part = next(large)
-            vectors[name] = part.view(kind).view(shape)
-        return header, vectors
+        try:
+            while True:
+                block = torch.empty(self.room, dtype=torch.uint8)
+                self.broadcast(block, self.gloo)
+                if (size := length(block)) <= self.room:
+                    break
+                self.room = room_for(size)
+            (header, shapes), small = unbundle(block)
+            self.commands += 1
+            return header, restore(shapes, small, self.host.receive, self.check)
+        except Altered as e:
+            raise Lost(f"{str(e) or 'a command'} arrived altered at rank {self.rank}", own=True) from None
+
+    def check(self, v: Tensor, turn: int | None = None) -> int:
+        """Return the checksum of a large vector of the last command, or of that number: the same at every rank."""
+        if self.world == 1:
+            return 0
+        return checksum(v, 1 if self.host.several else SOME, self.commands if turn is None else turn)
 
     def gather(self, said: Tensor, room: int) -> list[Tensor]:
         """Return at rank 0 what every rank said, from ``bundle``, in the order of the ranks; elsewhere nothing.
@@ -190,55 +200,73 @@ class Group:
         try:
             self.parts.append(self._connect(name, ranks))
         except RuntimeError as e:
-            raise Lost(_line(e)) from e
+            raise Lost(line_of(e)) from e
         return self.parts[-1]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.all(None)
 
-    def close(self, healthy: bool = True) -> None:
+    def close(self, healthy: bool = True, patience: float = SETTLED) -> None:
         """End the heartbeat and the connections.
 
-        An unhealthy group with a frozen peer is left to the end of the process: it cannot be
-        destroyed while one of its operations still waits.
+        A lost group is taken down when its last operation has failed, as it does when a peer's connections close;
+        that is waited for ``patience`` seconds. With an operation that still waits, for a frozen peer that is not
+        ours to end, it cannot be destroyed: it is ``stuck``, and left to the end of the process.
         """
-        self.stop.set()
-        if self.beater.is_alive():
-            self.beater.join(self.interval + 5)
-        if not healthy and self.gloo is not None:
+        self.pulse.close()
+        self.stuck, self.waits = not self._ends(patience), None
+        if self.stuck:
             for group in (self.gloo, *self.parts):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
-        self.host.close()
+        if self.nccl is not None and not healthy:
+            with suppress(RuntimeError):   # its communicators may never have come up
+                self.nccl.abort()
+        if self.host is not None:
+            self.host.close()
         self.parts.clear()
-        self.gloo = self.nccl = self.store = None
+        self.over = str
+        self.gloo = self.nccl = self.store = self.ear.store = None
+
+    def _ends(self, patience: float) -> bool:
+        """Return whether the last operation ends, well or not, within so many seconds."""
+        deadline = time.monotonic() + patience
+        while self.waits is not None and not self.waits.is_completed() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.waits is None or self.waits.is_completed()
 
     def look(self) -> None:
         """Check the heartbeats of the ranks that this one watches.
 
         Raises:
-            Lost: naming the silent ranks.
+            Lost: naming the silent or hung ranks.
         """
-        if silent := self.silent(self.timeout):
+        if why := self.over():
+            raise Lost(why)
+        if silent := self.ear.silent(self.timeout, self.interval):
             ranks = ", ".join(map(str, silent))
             raise Lost(f"rank {ranks} gave no sign of life for {self.timeout:g} s", silent)
+        if hung := self.ear.hung(self.hang):
+            stuck = " and ".join(f"rank {rank} took no step for {self.hang:g} s {where}".strip()
+                                 for rank, where in hung.items())
+            raise Lost(f"{stuck} (backend.hang)", list(hung))
 
-    def silent(self, longer: float) -> list[int]:
-        """Return the watched ranks that have been silent for longer than so many seconds."""
-        now = time.monotonic()
-        if now - self.looked > 3 * self.interval:
-            self.seen.clear()  # this process itself was suspended: the others may not have been
-        self.looked = now
-        for rank in self.watch:
-            count = self.store.get(f"beat/{rank}")
-            if rank not in self.seen or self.seen[rank][0] != count:
-                self.seen[rank] = count, now
-        return [rank for rank in self.watch if now - self.seen[rank][1] > longer]
+    def _await(self, keys: list[str]) -> None:
+        """Wait for the others' first beats."""
+        deadline = time.monotonic() + self.timeout
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                self.store.wait(keys, timedelta(seconds=max(0.001, min(left, self.interval))))
+                return
+            except RuntimeError:
+                if left <= self.interval:
+                    raise
+                if why := self.over():
+                    raise Lost(why) from None
 
     def _connect(self, name: str, ranks: Sequence[int]) -> Any:
-        store = dist.PrefixStore(name, self.store)
-        options = _options(self.interface, self.timeout)
-        return dist.ProcessGroupGloo(store, ranks.index(self.rank), len(ranks), options)
+        return mesh(self.store, name, ranks.index(self.rank), len(ranks), self.interface, self.timeout)
 
     def _gather(self, t: Tensor) -> list[Tensor]:
         options = _forever(dist.GatherOptions())
@@ -248,51 +276,25 @@ class Group:
         return into
 
     def _done(self, work: Any) -> None:
-        while True:
+        self.waits = work
+        while self.waits is not None:
+            ended = work.is_completed()
             try:
                 work.wait(timedelta(seconds=self.interval))
-                return
+                self.waits = None
             except RuntimeError as e:
+                if ended:
+                    self.waits = None
+                    raise Lost(line_of(e)) from e
                 if work.is_completed():
-                    if work.is_success():
-                        return
-                    raise Lost(_line(e)) from e
-            try:
-                self.look()
-            except RuntimeError as e:
-                raise Lost(f"the rendezvous store is gone ({_line(e)})") from e
-
-    def _beat(self) -> None:
-        store, n = self.store, 0
-        while not self.stop.wait(self.interval):
-            n += 1
-            try:
-                store.set(f"beat/{self.rank}", str(n))
-            except RuntimeError:
-                return  # the store went with its host, which the next collective notices
-
-
-def _options(interface: str, timeout: float) -> Any:
-    kind: Any = dist.ProcessGroupGloo
-    options = kind._Options()
-    device = kind.create_device(interface=interface) if interface else kind.create_default_device()
-    options._devices = [device]
-    options._timeout = timedelta(seconds=timeout)
-    options._threads = 2
-    return options
+                    continue    # whether well, or not, it says when asked again
+                try:
+                    self.look()
+                except RuntimeError as gone:
+                    if not self._ends(SETTLED):     # rank 0 may have been done before this one was
+                        raise Lost(f"the rendezvous store is gone ({line_of(gone)})") from gone
 
 
 def _forever(options: Any) -> Any:
     options.timeout = FOREVER
     return options
-
-
-def _has(store: Any, key: str) -> bool:
-    try:
-        return bool(store.check([key]))
-    except RuntimeError:
-        return False
-
-
-def _line(e: Exception) -> str:
-    return str(e).strip().split("\n")[0]

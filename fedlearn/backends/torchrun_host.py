@@ -130,7 +130,7 @@ class Host:
         firsts = settle(group.all(memory.find(addresses, rank)))
         here = [r for r, first in enumerate(firsts) if first == firsts[rank]]
         hosts = sorted(set(firsts))
-        self.first, self.shared = here[0] == rank, len(here) > 1
+        self.first, self.shared, self.several = here[0] == rank, len(here) > 1, len(hosts) > 1
         if not self.shared:
             memory.close()
         # With one host nothing is sent. The ranks of rank 0's host need no word: the command comes after the bytes.

@@ -84,6 +84,7 @@ def assemble(made: Parts) -> Experiment:
     """Load the data, make the model and put the experiment together."""
     from fedlearn.combinations import modified
     from fedlearn.experiment import Experiment
+    from fedlearn.faults import read
 
     s = made.settings
     task = task_of(made)
@@ -94,7 +95,9 @@ def assemble(made: Parts) -> Experiment:
         intervals=made.intervals, pipeline=made.pipeline, backend=made.backend, protocol=made.protocol, seed=s.seed,
         reduce=s.reduce, oracle=s.oracle, precision=s.precision, stack=s.stack, state_memory=s.state_memory,
         evaluate_every=s.evaluate.every, evaluate_samples=s.evaluate.samples, evaluate_aside=s.evaluate.aside,
-        checkpoint_every=s.checkpoint.every, checkpoint_keep=s.checkpoint.keep)
+        checkpoint_every=s.checkpoint.every, checkpoint_keep=s.checkpoint.keep, on_bad_update=s.on_bad_update,
+        max_update_norm=s.max_update_norm, participation=s.participation,
+        faults=read(s.faults) if s.faults is not None else None)
 
 
 def optimised(made: Parts, task: Task | None = None) -> Any:

@@ -97,7 +97,7 @@ def locate(target: str, key: str) -> Any:
     """
     module_name, _, name = str(target).rpartition(".")
     allowed = "the dotted path of a class or function that can be imported"
-    if not module_name:
+    if not module_name or not all(part.isidentifier() for part in str(target).split(".")):
         raise ConfigError(key, target, allowed)
     try:
         module = import_module(module_name)
@@ -159,7 +159,7 @@ def _call(made: Any, values: dict[str, Any], key: str) -> Any:
         if not key or error.key == key or error.key.startswith(f"{key}."):
             raise
         raise ConfigError(f"{key}.{error.key}", error.found, error.allowed, error.hint) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         if is_dataclass(made):
             raise  # ours: a bug, not a value of the user's
         raise ConfigError(key, values, f"arguments that {made.__qualname__} takes",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedlearn.config import catalog
 from fedlearn.config.refine import with_norms
+from fedlearn.config.trust import check, read
 from fedlearn.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Groups = dict[str, dict[str, catalog.Option]]
 
 # What a resumed run may change; everything else would make it another run.
-RESUMABLE = ("rounds", "backend", "evaluate", "checkpoint", "tracking", "progress")
+RESUMABLE = ("rounds", "backend", "evaluate", "checkpoint", "stop", "check_resources", "tracking", "progress")
 
 
 def compose(overrides: list[str], config_dir: Path | None = None, config_name: str = "run",
@@ -40,19 +41,22 @@ def compose(overrides: list[str], config_dir: Path | None = None, config_name: s
     choices, values = _split(_parse(overrides), groups, base)
     cfg, chosen = _hydra(choices, base, config_dir, config_name)
     for override in values:
-        _apply(cfg, override, groups)
+        _set(cfg, override, groups)
     _resolve(cfg)
     if "name" in cfg and cfg.name is None:
         cfg.name = f"{chosen.get('algorithm', 'run')}-{chosen.get('task', '')}".rstrip("-")
     return with_norms(cfg)
 
 
-def recompose(text: str, overrides: list[str], config_dir: Path | None = None,
-              base: Path | None = None, allowed: tuple[str, ...] = RESUMABLE) -> DictConfig:
+def recompose(text: str, overrides: list[str], config_dir: Path | None = None, base: Path | None = None,
+              allowed: tuple[str, ...] = RESUMABLE, trust: bool = False) -> DictConfig:
     """Return a saved configuration (YAML text) with overrides of the ``allowed`` top-level keys.
 
+    Without ``trust`` the text may have been written by anybody: what could run foreign code is refused, unless it
+    was typed as an override. Nothing of it has been imported then.
+
     Raises:
-        ConfigError: as ``compose`` does, and for a key that a resumed run cannot change.
+        ConfigError: as ``compose`` does, for a key that a resumed run cannot change, and for what is not trusted.
     """
     from omegaconf import OmegaConf
 
@@ -63,7 +67,7 @@ def recompose(text: str, overrides: list[str], config_dir: Path | None = None,
         if override.key_or_group.split(".")[0] not in allowed:
             raise ConfigError(override.key_or_group, override.input_line,
                               f"on resume, changes of {', '.join(allowed)}", "Start a new run instead.")
-    cfg: DictConfig = OmegaConf.create(text)  # type: ignore[assignment]
+    cfg = read(text, trust)
     choices, values = _split(parsed, groups, base)
     if choices:
         fresh, _ = _hydra(choices, base, config_dir, "run")
@@ -71,7 +75,9 @@ def recompose(text: str, overrides: list[str], config_dir: Path | None = None,
             cfg[override.key_or_group] = fresh.get(override.key_or_group)
     OmegaConf.set_struct(cfg, True)
     for override in values:
-        _apply(cfg, override, groups)
+        _set(cfg, override, groups)
+    if not trust:
+        check(cfg, {key for override in parsed for key in _typed(override)}, base)
     _resolve(cfg)
     return cfg
 
@@ -88,6 +94,13 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(cfg)  # type: ignore[return-value]
+
+
+def _typed(override: Override) -> list[str]:
+    """Return the keys whose values an override sets as a whole."""
+    value = override.value()
+    return [key for key, _ in _leaves(override.key_or_group, value)] if isinstance(value, dict) else [
+        override.key_or_group]
 
 
 def _resolve(cfg: DictConfig) -> None:
@@ -175,8 +188,22 @@ def _hydra(choices: list[Override], base: Path, config_dir: Path | None,
     return cfg, chosen
 
 
+def _set(cfg: DictConfig, override: Override, groups: Groups) -> None:
+    """Set, add (+) or delete (~) the values that one override names.
+
+    Raises:
+        ConfigError: if there is no such key, or it cannot take the value.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        _apply(cfg, override, groups)
+    except (OmegaConfBaseException, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(override.key_or_group, override.input_line, "a value that this key can take",
+                          f"OmegaConf says: {_one_line(error)}.") from None
+
+
 def _apply(cfg: DictConfig, override: Override, groups: Groups) -> None:
-    """Set, add (+) or delete (~) the values that one override names."""
     from omegaconf import OmegaConf, open_dict
 
     key, value = override.key_or_group, override.value()

@@ -7,11 +7,13 @@ from typing import Any
 
 from fedlearn.errors import ConfigError, in_range, one_of
 from fedlearn.policies.local_work import LocalWork
+from fedlearn.policies.participation import Participation
 from fedlearn.tracking.run_folder import LATEST, NAME
 
 REDUCE = ("exact", "fast")
 DTYPES = ("float32", "float64")
 PRECISIONS = ("float32", "bf16")
+ON_BAD_UPDATE = ("stop", "refuse", "drop")
 PROGRESS = ("auto", "bar", "plain", "none")
 
 
@@ -43,6 +45,16 @@ class Checkpoint:
     def __post_init__(self) -> None:
         in_range("every", self.every, least=0)
         in_range("keep", self.keep, least=1)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Seconds that the round under way has to end when SIGTERM or SIGUSR1 stops the run."""
+
+    grace: float = 20.0
+
+    def __post_init__(self) -> None:
+        in_range("grace", self.grace, least=0, most=10**6)
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,9 @@ class RunSettings:
     min_samples: int = 10
     local: Local = field(default_factory=Local)
     server: Server = field(default_factory=Server)
+    participation: Participation = field(default_factory=Participation)
+    on_bad_update: str = "stop"
+    max_update_norm: float | None = None
     reduce: str = "exact"
     oracle: str = "auto"
     precision: str = "float32"
@@ -95,9 +110,13 @@ class RunSettings:
     dtype: str = "float32"
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    stop: Stop = field(default_factory=Stop)
+    launch: str | None = None
+    check_resources: bool = True
     runs: str = "runs"
     progress: str = "auto"
     profile: bool = False
+    faults: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         in_range("seed", self.seed, least=0)
@@ -108,12 +127,17 @@ class RunSettings:
             if count is not None:
                 in_range(key, count, least=1)
         for key, word, words in (("reduce", self.reduce, REDUCE), ("dtype", self.dtype, DTYPES),
-                                 ("precision", self.precision, PRECISIONS), ("progress", self.progress, PROGRESS)):
+                                 ("precision", self.precision, PRECISIONS), ("progress", self.progress, PROGRESS),
+                                 ("on_bad_update", self.on_bad_update, ON_BAD_UPDATE)):
             if word not in words:
                 raise ConfigError(key, word, one_of(words, word))
+        if self.max_update_norm is not None:
+            in_range("max_update_norm", self.max_update_norm, above=0)
         if self.name is not None and (not NAME.fullmatch(self.name) or self.name == LATEST):
             raise ConfigError("name", self.name, f"letters, digits and . _ + = -, but not {LATEST!r}",
                               "null means <algorithm>-<task>.")
+        if self.launch is not None and not NAME.fullmatch(self.launch):
+            raise ConfigError("launch", self.launch, "letters, digits and . _ + = -, or null for a run of its own")
         if not self.runs:
             raise ConfigError("runs", self.runs, "a folder, such as runs")
         if self.clients is not None and self.cohort is not None and self.cohort > self.clients:

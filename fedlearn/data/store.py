@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -122,8 +123,10 @@ class ClientStore:
         """
         folder = Path(folder).resolve()
         try:
-            features, labels, offsets = (np.load(folder / name, mmap_mode="r") for name in FILES)
-        except (OSError, ValueError) as error:
+            features, labels, offsets = (_mapped(folder / name) for name in FILES)
+            if offsets.dtype.kind not in "iu" or offsets.ndim != 1:
+                raise ValueError(f"{FILES[2]} holds {offsets.dtype} {list(offsets.shape)}, not whole numbers in a row")
+        except (OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError) as error:
             raise DataError(f"client store {folder}: {error}; allowed: a folder written by ClientStore.save, "
                             f"with {', '.join(FILES)}; save it again.") from error
         with warnings.catch_warnings():  # torch warns that it cannot keep us from writing
@@ -233,6 +236,16 @@ def as_store(clients: Any) -> Any:
             raise DataError(f"client {m}: found {type(c).__name__}; allowed: a (features, labels) pair for "
                             "every client, or a map-style Dataset (with __len__) for every client.")
     return ClientStore.from_clients(clients)
+
+
+def _mapped(path: Path) -> np.memmap:
+    """Map an array of numbers, with at least one dimension, into memory."""
+    if not path.is_file():      # to open something else might wait for ever
+        raise FileNotFoundError(2, "No such file", str(path))
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.memmap) or array.dtype.kind not in "biuf" or not array.dtype.isnative or not array.ndim:
+        raise ValueError(f"{path.name} is no file of numbers that this machine can map")
+    return array
 
 
 def _features(x: Any) -> Tensor:

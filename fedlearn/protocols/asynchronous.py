@@ -3,7 +3,7 @@
 ``cohort`` clients are always at work. A client that replies is replaced by another, which starts
 from the model of that moment; a *round* is one server update. Arrivals at one and the same time are
 all taken before anybody is replaced, so with equal speeds and a buffer of the cohort's size the
-rounds are synchronous ones.
+rounds are synchronous ones. A client whose update is refused sends nothing, and is replaced at once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..contracts import ArrivalInfo, AsyncServerAlgorithm, RoundInfo, Task, Vec
-from ..errors import ConfigError
+from ..errors import ClientError, ConfigError, FedlearnError
 from ..experiment import Experiment, RoundReport
 from ..policies.weighting import UniformWeighting
 from ..seeds import generator
 from ..vectors import digest, tree_flat, tree_like
 from ..work import SUMS, Record, Reduced, Reply, Work, Workers, bytes_of
+from .refused import Refused
 from .synchronous import mean_of
+
+TRIES = 100     # updates that may be refused in a round, or ten for each client at work, where that is more
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class AsynchronousLoop:
         self.accepted_versions: dict[int, int] = {}
         self.now, self.sent = 0.0, 0
         self.busy: set[int] = set()
+        self.refused = Refused(experiment.on_bad_update)
 
     def round(self, r: int) -> RoundReport:
         """Take arrivals until the buffer is full, then update."""
@@ -69,11 +73,12 @@ class AsynchronousLoop:
         cohort: list[int] = []
         records: list[Record] = []
         stale: list[int] = []
+        left_out: list[ClientError] = []
         down = up = 0
         while len(records) < self.algorithm.buffer:
             under_way = self.workers.pending()
             if not (under_way and under_way[0].now == self.now):
-                down += self._send_out(r, cohort)
+                down += self._send_out(r, cohort, left_out)
             reply = self.workers.next()
             self.now = reply.now
             client, staleness = reply.record.client, r - reply.work.round
@@ -83,7 +88,11 @@ class AsynchronousLoop:
             if weight == 0:
                 continue
             weights = {name: 1.0 if name in self.algorithm.unweighted else weight for name in reply.msg}
-            total.add(reply.msg, weights, client, r)
+            try:
+                total.add(reply.msg, weights, client, r)
+            except ClientError as error:    # the sum has no room left for it
+                self._leave_out(error, r, left_out)
+                continue
             records.append(replace(reply.record, weight=weight))
             stale.append(staleness)
             if reply.record.state:
@@ -94,28 +103,44 @@ class AsynchronousLoop:
                          [record.client for record in records], staleness=stale)
         self.server = self.algorithm.server_update(self.server, mean, info)
         return RoundReport(cohort, records, down, up, {"work": worked - began, "update": perf_counter() - worked},
-                           self.now, digest(tree_flat(self.server)), {"staleness": sum(stale) / len(records)})
+                           self.now, digest(tree_flat(self.server)), {"staleness": sum(stale) / len(records)}, left_out)
 
-    def _send_out(self, r: int, cohort: list[int]) -> int:
+    def _send_out(self, r: int, cohort: list[int], left_out: list[ClientError]) -> int:
         """Fill the free places from the present model; return the bytes sent."""
-        e = self.experiment
+        e, clients = self.experiment, len(self.experiment.task.sizes)
         broadcast = self.algorithm.broadcast(self.server)
         sent = 0
-        while len(self.busy) < e.clients_at_a_time:
+        while len(self.busy) < min(e.clients_at_a_time, clients - self.refused.dropped):
             rng = generator(e.seed, "sampling", self.sent)
-            ids, _ = e.sampling.cohort(e.task.sizes, min(len(self.busy) + 1, len(e.task.sizes)), rng, self.sent)
+            ids, _ = e.sampling.cohort(e.task.sizes, min(len(self.busy) + self.refused.dropped + 1, clients), rng,
+                                       self.sent)
             # Of one more client than are busy at least one is free; draws with replacement may miss it.
-            free = [int(m) for m in rng.permutation(ids) if int(m) not in self.busy]
+            free = [m for m in map(int, rng.permutation(ids)) if m not in self.busy and self.refused.asked(m)]
             if free:
                 client = free[0]
                 held = self.accepted_versions.get(client)
                 versions = {} if held is None else {client: held}
-                self.workers.submit(Work(r, self.sent, broadcast, [client], [1.0], e.plan(r), versions))
-                self.busy.add(client)
                 cohort.append(client)
                 sent += bytes_of(broadcast)
+                try:
+                    self.workers.submit(Work(r, self.sent, broadcast, [client], [1.0], e.plan(r), versions))
+                    self.busy.add(client)
+                except ClientError as error:
+                    self._leave_out(error, r, left_out)
             self.sent += 1
         return sent
+
+    def _leave_out(self, error: ClientError, r: int, left_out: list[ClientError]) -> None:
+        """Go on without an update, if that is the policy and there are others."""
+        e = self.experiment
+        if e.on_bad_update == "stop":
+            raise error
+        left_out.append(error)
+        self.refused.note([error])
+        self.refused.check(len(e.task.sizes), r)
+        if len(left_out) > max(TRIES, 10 * e.clients_at_a_time):
+            raise FedlearnError(f"round {r}: {len(left_out)} updates were refused, and too few accepted to go on "
+                                f"(on_bad_update={e.on_bad_update}); the last one: {error}") from error
 
     def model(self) -> Vec:
         """Return the algorithm's present model [P]."""
@@ -135,13 +160,15 @@ class AsynchronousLoop:
         under_way = [{"round": reply.work.round, "key": reply.work.key, "now": reply.now,
                       "record": asdict(reply.record)} for reply in replies]
         versions = {str(m): v for m, v in self.accepted_versions.items()}
-        return tensors, {"now": self.now, "sent": self.sent, "versions": versions, "replies": under_way}
+        return tensors, {"now": self.now, "sent": self.sent, "versions": versions, "replies": under_way,
+                         **self.refused.snapshot()}
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Continue from a snapshot: the replies under way arrive as they would have."""
         self.server = tree_like(self.server, {name.removeprefix("server."): t for name, t in tensors.items()})
         self.accepted_versions = {int(m): int(v) for m, v in meta["versions"].items()}
         self.now, self.sent = float(meta["now"]), int(meta["sent"])
+        self.refused.restore(meta)
         replies = []
         for i, item in enumerate(meta["replies"]):
             start = f"reply.{i}."

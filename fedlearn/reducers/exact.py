@@ -14,6 +14,7 @@ could wrap around is refused, never returned.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ ROUND_BITS = int(np.float64(ROUND).view(np.int64))
 class ExactSum:
     """A partial sum of weighted uploads, in place; ``buffer`` may be added to another's."""
 
+    most: ClassVar[float] = LIMIT / 2.0**SCALE     # that the clients' largest entries may add up to
+
     def __init__(self) -> None:
         self.layout: Layout | None = None
         self.buffer = torch.zeros(0, dtype=torch.int64)
@@ -54,8 +57,11 @@ class ExactSum:
         """Add weights[name] * msg[name] of one client for every name; see ``add_stack``."""
         self.add_stack(*stack_of(msg, weights), [client], round)
 
-    def add_stack(self, msg: Msg, weights: Mapping[str, Sequence[float]], clients: Sequence[int], round: int) -> None:
+    def add_stack(self, msg: Msg, weights: Mapping[str, Sequence[float]], clients: Sequence[int], round: int,
+                  peaks: Sequence[float] | None = None) -> None:
         """Add the sum over i of weights[name][i] * msg[name][i] for every name; msg[name] is [clients, numel].
+
+        ``peaks`` are what ``peaks_of`` says of them, where somebody looked already and found them finite.
 
         Raises:
             NonFiniteUpdate: if an entry is NaN or infinite.
@@ -66,7 +72,8 @@ class ExactSum:
             for i in range(0, len(clients), CARRY):
                 some = slice(i, i + CARRY)
                 self.add_stack({name: v[some] for name, v in msg.items()},
-                               {name: w[some] for name, w in weights.items()}, clients[some], round)
+                               {name: w[some] for name, w in weights.items()}, clients[some], round,
+                               None if peaks is None else peaks[some])
             return
         layout = Layout.of(msg, clients[0], round)
         if self.layout is None:
@@ -74,7 +81,8 @@ class ExactSum:
         else:
             self.layout.same(layout, clients[0], round)
         # Check before the first write, so that a refused upload has not touched the sum.
-        peaks, bound = largest(msg, weights, clients, round), self.bound
+        peaks = largest(msg, weights, clients, round) if peaks is None else peaks
+        bound = self.bound
         for client, peak in zip(clients, peaks, strict=True):
             bound += peak * 2.0**SCALE
             if bound >= LIMIT:

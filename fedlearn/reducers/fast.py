@@ -7,6 +7,7 @@ of the result do not depend on placement and arrival.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from .layout import DTYPES, Layout, Weights, largest, stack_of
 
 class FastSum:
     """A partial sum of weighted uploads in their own floating-point dtype, in place."""
+
+    most: ClassVar[float] = torch.finfo(torch.float32).max    # that the clients' largest entries may add up to
 
     def __init__(self) -> None:
         self.layout: Layout | None = None
@@ -34,8 +37,11 @@ class FastSum:
         """Add weights[name] * msg[name] of one client for every name; see ``add_stack``."""
         self.add_stack(*stack_of(msg, weights), [client], round)
 
-    def add_stack(self, msg: Msg, weights: Mapping[str, Sequence[float]], clients: Sequence[int], round: int) -> None:
+    def add_stack(self, msg: Msg, weights: Mapping[str, Sequence[float]], clients: Sequence[int], round: int,
+                  peaks: Sequence[float] | None = None) -> None:
         """Add the sum over i of weights[name][i] * msg[name][i] for every name; msg[name] is [clients, numel].
+
+        ``peaks`` are what ``peaks_of`` says of them, where somebody looked already and found them finite.
 
         Raises:
             NonFiniteUpdate: if an entry is NaN or infinite.
@@ -46,7 +52,8 @@ class FastSum:
             self.shape_as(layout, next(iter(msg.values())).device)
         else:
             self.layout.same(layout, clients[0], round)
-        largest(msg, weights, clients, round)
+        if peaks is None:
+            largest(msg, weights, clients, round)
         start = 0
         for name, numel, _ in layout.parts:
             for row, weight in zip(msg[name].unbind(), weights[name], strict=True):

@@ -44,6 +44,11 @@ class Layout:
         """Rebuild a layout from the lists that JSON made of its parts."""
         return cls(tuple((str(name), int(numel), str(dtype)) for name, numel, dtype in parts))
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of one client's message."""
+        return sum(numel * DTYPES[dtype].itemsize for _, numel, dtype in self.parts)
+
     def same(self, other: Layout, client: int, round: int) -> None:
         """Check that a client's upload has this layout.
 
@@ -57,13 +62,12 @@ class Layout:
 Weights = Mapping[str, float]
 
 
-def largest(msg: Msg, weights: Mapping[str, Sequence[float]], clients: Sequence[int], round: int) -> list[float]:
-    """Return the largest absolute weighted entry of each message [clients, numel].
+def peaks_of(msg: Msg, weights: Mapping[str, Sequence[float]], count: int) -> list[float]:
+    """Return the largest absolute weighted entry of each of ``count`` messages [count, numel].
 
-    Raises:
-        NonFiniteUpdate: if an entry is NaN or infinite, naming the client and the round.
+    It is infinite where an entry is NaN or infinite.
     """
-    peaks = [0.0] * len(clients)
+    peaks = [0.0] * count
     for name in sorted(msg):
         v = msg[name]
         if not v.numel():
@@ -73,15 +77,35 @@ def largest(msg: Msg, weights: Mapping[str, Sequence[float]], clients: Sequence[
             low, high = rows.min(1).tolist(), rows.max(1).tolist()
         else:
             low, high = (end.tolist() for end in v.aminmax(dim=1))
-        for i, client in enumerate(clients):
-            here = max(-low[i], high[i]) * abs(weights[name][i])
+        for i, weight in enumerate(weights[name]):
+            here = max(-low[i], high[i]) * abs(weight)
             # A NaN anywhere makes both ends NaN, which is not less than anything.
-            if not here < float("inf"):
-                bad = int((~v[i].isfinite()).sum())
-                raise NonFiniteUpdate(client, round, f"{bad} of {v.shape[1]} entries of upload {name!r} are NaN or "
-                                      "infinite; lower the client step size, or clip the updates")
-            peaks[i] = max(peaks[i], here)
+            peaks[i] = max(peaks[i], here) if here < float("inf") else float("inf")
     return peaks
+
+
+def largest(msg: Msg, weights: Mapping[str, Sequence[float]], clients: Sequence[int], round: int) -> list[float]:
+    """Return what ``peaks_of`` does, where all of it is finite.
+
+    Raises:
+        NonFiniteUpdate: if an entry is NaN or infinite, naming the client and the round.
+    """
+    peaks = peaks_of(msg, weights, len(clients))
+    for i, (client, peak) in enumerate(zip(clients, peaks, strict=True)):
+        if peak == float("inf"):
+            raise non_finite(msg, i, client, round)
+    return peaks
+
+
+def non_finite(msg: Msg, row: int, client: int, round: int, since: str = "") -> NonFiniteUpdate:
+    """Return the error for a message [clients, numel] of which a row is not finite; ``since`` says why."""
+    for name in sorted(msg):
+        v = msg[name][row]
+        if bad := int((~v.isfinite()).sum()):
+            return NonFiniteUpdate(client, round, f"{bad} of {v.numel()} entries of upload {name!r} are NaN or "
+                                   f"infinite{since}; lower the client step size, or clip the updates")
+    return NonFiniteUpdate(client, round, f"its upload times its weight is infinite{since}; lower the client step "
+                           "size, or clip the updates")
 
 
 def stack_of(msg: Msg, weights: Weights) -> tuple[Msg, dict[str, list[float]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from io import TextIOBase
 from pathlib import Path
 from time import monotonic
@@ -43,6 +44,7 @@ class Progress:
         self.done = self.first = 0
         self.began = self.spoke = monotonic()
         self.live: Live | None = None
+        self.said = ""  # what the bar says besides
 
     def started(self, folder: Path | None, config: Mapping[str, Any]) -> None:
         """Start the clock; a run that goes on keeps the totals of its earlier rounds."""
@@ -68,6 +70,13 @@ class Progress:
                 self.spoke = monotonic()
                 self.stream.write("  ".join([self._head(), *self._facts(), self._times()]) + "\n")
                 self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """Say something on standard error, or below the bar; a signal's handler may, in the middle of anything."""
+        self.said = text
+        if self.live is None:
+            with suppress(OSError, ValueError):
+                os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """Leave the last state on the screen."""
@@ -140,7 +149,8 @@ class Progress:
         row = Table.grid(padding=(0, 2), expand=False)
         bar = ProgressBar(total=max(self.rounds, 1), completed=self.done, width=30)
         row.add_row(Text(self._head(), style="bold", no_wrap=True), bar, Text(self._times(), no_wrap=True))
-        facts = Text("  " + "  ·  ".join(self._facts()), style="cyan", no_wrap=True, overflow="ellipsis")
+        told = [*self._facts(), self.said] if self.said else self._facts()
+        facts = Text("  " + "  ·  ".join(told), style="cyan", no_wrap=True, overflow="ellipsis")
         return Group(row, facts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from itertools import accumulate
@@ -86,6 +87,32 @@ def curves(runs: Runs, path: Path) -> None:
         figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
+
+
+def refusals(events: Sequence[Mapping[str, Any]], most: int = 10) -> str:
+    """Return a line that says whose updates were refused, how often and why at first; "" if nobody's was.
+
+    ``events`` are those of the ledger. What was refused in rounds that ran again counts once.
+    """
+    seen = {(e["round"], e["client"], e["why"]): int(e.get("times", 1))
+            for e in events if e["event"] == "update refused"}
+    counts, why = Counter[int](), dict[int, str]()
+    for (_, client, what), times in seen.items():
+        counts[client] += times
+        why.setdefault(client, what)
+    if not counts:
+        return ""
+    ordered = sorted(counts, key=lambda m: (-counts[m], m))
+    named = [f"client {m}: {counts[m]} ({_short(why[m])})" for m in ordered[:most]]
+    others = ordered[most:]
+    rest = [f"{len(others)} more clients: {sum(counts[m] for m in others)}"] if others else []
+    return f"refused updates: {', '.join(named + rest)}"
+
+
+def _short(text: str, most: int = 120) -> str:
+    """Return the first clause of a text, or as much of it as fits."""
+    text = text.split(";")[0]
+    return text if len(text) <= most else f"{text[:most - 3]}..."
 
 
 def _panel(axis: Any, runs: Runs, key: str, by_bytes: bool) -> None:

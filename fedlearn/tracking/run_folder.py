@@ -5,37 +5,41 @@ everything that happened on the way, with the key ``event``: a worker that was l
 stop, a resume. Those stay when a run goes back to an earlier checkpoint. JSON has no NaN and no infinity: they
 are written as the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, so that any JSON reader can read
 the files, and become floats again here. A last line that was cut short (the process was killed) does not
-count, and makes room for the next one.
+count, and makes room for the next one. Lines for which the disk has no room wait in memory, and are written before
+the next one as soon as it has.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
-import math
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from ..errors import ConfigError, FedlearnError
+from ..errors import ConfigError, FedlearnError, ResourceError
+from ..faults import at
+from .json_lines import dumps, lines_of, write_lines
+
+log = logging.getLogger("fedlearn")
 
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 LATEST = "latest"
-NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The files of one run, below ``path``."""
+    """The files of one run, below ``path``; ``unwritten`` holds the lines, by file, that still wait for room."""
 
     path: Path
+    unwritten: dict[str, list[bytes]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def create(cls, root: str | Path, name: str) -> RunFolder:
@@ -114,7 +118,11 @@ class RunFolder:
         return self.path / "states"
 
     def write_config(self, text: str) -> None:
-        """Write the composed configuration (YAML text) in one piece."""
+        """Write the composed configuration (YAML text) in one piece.
+
+        Raises:
+            ResourceError: if it cannot be written.
+        """
         _replace(self.config, text)
 
     def config_text(self) -> str:
@@ -130,16 +138,41 @@ class RunFolder:
                                 "or put it back") from None
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        _append(self.path / "metrics.jsonl", line)
+        """Add a line to metrics.jsonl, now or as soon as there is room."""
+        self._append("metrics.jsonl", line)
 
     def append_ledger(self, line: Mapping[str, Any]) -> None:
-        """Add a line to ledger.jsonl."""
-        _append(self.path / "ledger.jsonl", line)
+        """Add a line to ledger.jsonl, now or as soon as there is room."""
+        self._append("ledger.jsonl", line)
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add to ledger.jsonl what happened, and when."""
-        self.append_ledger({**event, "time": datetime.now(UTC).isoformat(timespec="milliseconds")})
+        self.append_ledger({**event, "time": now()})
+
+    def settle(self) -> None:
+        """Write the lines that wait for room.
+
+        Raises:
+            OSError: if there still is none.
+        """
+        for name, lines in self.unwritten.items():
+            if lines:
+                write_lines(self.path / name, b"".join(lines))
+                log.warning("%s can be written again: %d lines that waited are in it", self.path / name, len(lines))
+                lines.clear()
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        data, lines = dumps(line).encode(), self.unwritten.setdefault(name, [])
+        try:
+            at("line", int(line.get("round", 0)))
+            if lines:
+                self.settle()
+            write_lines(self.path / name, data)
+        except OSError as error:
+            if not lines:
+                log.warning("%s cannot be written (%s): its lines wait in memory until there is room",
+                            self.path / name, error.strerror)
+            lines.append(data)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl.
@@ -147,21 +180,25 @@ class RunFolder:
         Raises:
             FedlearnError: if a whole line is not JSON, naming it.
         """
-        return _lines(self.path / "metrics.jsonl")
+        return lines_of(self.path / "metrics.jsonl")
 
     def ledger(self) -> list[dict[str, Any]]:
         """Return the lines of ledger.jsonl about rounds; raises as ``metrics`` does."""
-        return [line for line in _lines(self.path / "ledger.jsonl") if "event" not in line]
+        return [line for line in lines_of(self.path / "ledger.jsonl") if "event" not in line]
 
     def events(self) -> list[dict[str, Any]]:
         """Return the lines of ledger.jsonl about what happened on the way; raises as ``metrics`` does."""
-        return [line for line in _lines(self.path / "ledger.jsonl") if "event" in line]
+        return [line for line in lines_of(self.path / "ledger.jsonl") if "event" in line]
 
     def truncate(self, round: int) -> None:
-        """Drop the metrics and ledger lines of rounds after ``round``, each file in one piece."""
+        """Drop the metrics and ledger lines of rounds after ``round``, each file in one piece.
+
+        Raises:
+            ResourceError: if a file cannot be written.
+        """
         for path in (self.path / "metrics.jsonl", self.path / "ledger.jsonl"):
             if path.exists():
-                _replace(path, "".join(_dumps(line) for line in _lines(path)
+                _replace(path, "".join(dumps(line) for line in lines_of(path)
                                        if "event" in line or line["round"] <= round))
 
     @contextmanager
@@ -170,9 +207,14 @@ class RunFolder:
 
         Raises:
             FedlearnError: if another process holds it.
+            ResourceError: if the folder cannot be written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -181,63 +223,31 @@ class RunFolder:
             yield
 
 
+def now() -> str:
+    """Return the present time, in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _age(path: Path) -> tuple[str, int]:
     return path.name[:15], path.stat().st_mtime_ns
 
 
-def _plain(value: Any) -> Any:
-    """Return what strict JSON can hold: scalars of NumPy and torch unwrapped, non-finite numbers as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(child) for child in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def _restored(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _restored(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_restored(child) for child in value]
-    return NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _dumps(line: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(line), allow_nan=False) + "\n"
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # what a killed writer began
-        file.write(_dumps(line).encode())
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    data = path.read_bytes() if path.exists() else b""
-    lines = []
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):  # the last part is empty, or was cut short
-        try:
-            lines.append(_restored(json.loads(line)))
-        except ValueError:
-            raise FedlearnError(f"{path}, line {number}: found {line[:40]!r}, which is not JSON; remove this "
-                                "line, or put the file back from a copy") from None
-    return lines
-
-
 def _replace(path: Path, text: str) -> None:
     """Write a file so that it holds either its old or its new content, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.writing")
-    with hidden.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    hidden.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with hidden.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            hidden.unlink()
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"{path} cannot be written: found {error.strerror}; allowed: a disk with room, and a folder "
+                         "that this user may write to; make room, then resume")

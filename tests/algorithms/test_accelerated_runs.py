@@ -21,11 +21,11 @@ from fedlearn.algorithms.minibatch_acsa import MinibatchACSA
 from fedlearn.algorithms.single_machine_sgd import SingleMachineSGD
 from fedlearn.algorithms.two_stage import TwoStage
 from fedlearn.errors import ConfigError
-from fedlearn.execute import History
 from fedlearn.modifiers.averaging import Averaging
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.sampling import FullParticipation, OneMachine, UniformSampling
 from fedlearn.policies.weighting import UniformWeighting
+from fedlearn.running.execute import History
 from fedlearn.tasks.quadratic import QuadraticTask
 
 FAMILY = [MinibatchACSA(), MinibatchACSA(mu=0.1), FedAc(), FedAc("II"), LocalACSA(lr=0.02), TwoStage(),
@@ -131,7 +131,8 @@ def test_the_average_over_the_steps_of_a_minibatch_method_is_that_of_where_it_to
 
     class Noted(MinibatchACSA):
         def broadcast(self, s: Any) -> Any:
-            points.append(s.md)
+            if not s.md.is_meta:    # the estimate of memory works shapes out
+                points.append(s.md)
             return super().broadcast(s)
 
     x = run(Noted(lr=0.2), task, 8, 4, modifiers={"averaging": Averaging(over="steps")}).x

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.moon import Moon
 from fedlearn.errors import ConfigError, FedlearnError
-from fedlearn.execute import setup_of
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.sampling import FullParticipation
 from fedlearn.policies.weighting import UniformWeighting
+from fedlearn.running.execute import setup_of
 from fedlearn.tasks.logistic import Logistic
 from fedlearn.tasks.quadratic import Quadratic
 from fedlearn.tasks.supervised import SupervisedTask
 from fedlearn.vectors import load, trainable
-from fedlearn.worker import oracle_for
+from fedlearn.worker.stacking import oracle_for
 
 
 def represented(model: nn.Sequential, x: torch.Tensor) -> torch.Tensor:

@@ -16,10 +16,10 @@ from fedlearn.algorithms.fedsn import FedSN
 from fedlearn.algorithms.fedsn_lite import FedSNLite
 from fedlearn.contracts import RoundInfo
 from fedlearn.errors import ConfigError
-from fedlearn.execute import execute
 from fedlearn.modifiers.averaging import Averaging
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.weighting import UniformWeighting
+from fedlearn.running.execute import execute
 from fedlearn.seeds import generator
 from fedlearn.tasks.logistic import Logistic
 from fedlearn.tasks.supervised import SupervisedTask

@@ -10,7 +10,7 @@ import pytest
 from fedlearn.config import catalog
 from fedlearn.config.assemble import experiment
 from fedlearn.config.compose import compose
-from fedlearn.execute import setup_of
+from fedlearn.running.execute import setup_of
 from fedlearn.vectors import tree_flat
 
 OPTIONS = catalog.options()["algorithm"]

@@ -17,9 +17,9 @@ from fedlearn import cli
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.backends.torchrun import Torchrun
 from fedlearn.checkpoint import Checkpoints
-from fedlearn.errors import ConfigError, ModelError
-from fedlearn.execute import checkpoint_of, execute
-from fedlearn.profile import Profile
+from fedlearn.errors import ClientError, ConfigError, ModelError
+from fedlearn.running.execute import checkpoint_of, execute
+from fedlearn.running.profile import Profile
 from fedlearn.seeds import generator
 from fedlearn.tasks.logistic import Logistic
 from fedlearn.tasks.quadratic import Quadratic
@@ -225,8 +225,8 @@ def test_a_checkpoint_never_exists_without_its_line(tmp_path, monkeypatch):
     assert saved == [2, 4, 5]
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_lines_that_are_done_stay_and_the_run_resumes_to_the_same_lines(tmp_path, error):
+@pytest.mark.parametrize(("error", "seen"), [(ZeroDivisionError, ClientError), (KeyboardInterrupt,) * 2])
+def test_lines_that_are_done_stay_and_the_run_resumes_to_the_same_lines(tmp_path, error, seen):
     clients = len(SIZES)
     calls = []
 
@@ -239,7 +239,7 @@ def test_lines_that_are_done_stay_and_the_run_resumes_to_the_same_lines(tmp_path
         return experiment(FedAvg(), rounds=6, task=Watched(*hooks), evaluate_aside=True, checkpoint_every=2)
 
     folder = RunFolder(tmp_path)
-    with pytest.raises(error):
+    with pytest.raises(seen):
         execute(new(lambda: time.sleep(0.05), step), folder)
     assert [line["round"] for line in folder.metrics()] == [0, 1, 2, 3] and "test_loss" in folder.metrics()[3]
     again = new()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from threading import Lock
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlearn.backends.parcel import LARGE, pack, unpack
+from fedlearn.backends.parcel import LARGE, LONGEST, OWNER, pack, short_folder, sweep, unpack
 from fedlearn.errors import WorkerError
 
 
@@ -58,3 +60,30 @@ def test_what_cannot_be_sent_is_said_in_one_line() -> None:
     with pytest.raises(WorkerError, match=message) as caught:
         pack({"lock": Lock()})
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_swept_once_its_process_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    foreign = tmp_path / "fedlearn-foreign"     # nobody claimed it with a lock
+    foreign.mkdir()
+    program = f"""import os, tempfile; tempfile.tempdir = {str(tmp_path)!r}
+from fedlearn.backends.parcel import short_folder
+print(short_folder(), flush=True); input()"""
+    owner = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    folder = Path(owner.stdout.readline().strip())
+    (folder / "ray").mkdir()
+    assert (folder.stat().st_mode & 0o777, len(str(folder)) <= LONGEST) == (0o700, True)
+    assert folder not in sweep(folder.parent)
+    owner.kill()
+    owner.communicate()
+    fresh = short_folder()      # sweeps on the occasion
+    assert not folder.exists() and foreign.exists() and (fresh / OWNER).exists()
+    shutil.rmtree(fresh)
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / "fedlearn-trap").mkdir()
+    (tmp_path / "fedlearn-trap" / OWNER).symlink_to(tmp_path / "elsewhere")
+    assert sweep(tmp_path) == []
+    assert (tmp_path / "fedlearn-trap").exists()

@@ -87,10 +87,13 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     marker.touch()
     algorithm = Signalled(marker=str(marker), coordinator=os.getpid())
-    loop, workers = begin(experiment(algorithm, backend=Torchrun(workers=3)))
+    loop, workers = begin(experiment(algorithm, backend=Torchrun(workers=3, replacements=0)))
     loop.round(0)
-    with pytest.raises(WorkerError, match=r"rank [12] \(process \d+\) was killed by SIGKILL.* in round 1; .*resume"):
+    with pytest.raises(WorkerError, match=r"^rank [12] \(process \d+\): was killed by SIGKILL.* in round 1; .*"
+                       "resume") as caught:
         loop.round(1)
+    assert caught.value.code == 4
+    assert [event["recovery_seconds"] for event in workers.events()] == [None]
     with pytest.raises(WorkerError, match="broken or closed"):
         loop.round(2)
     workers.close()
@@ -101,18 +104,18 @@ def test_a_frozen_rank_is_named(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     marker.touch()
     algorithm = Signalled(marker=str(marker), coordinator=os.getpid(), signal=signal.SIGSTOP)
-    loop, workers = begin(experiment(algorithm, backend=Torchrun(workers=2, timeout=10)))
-    workers.group.timeout = 1.0
+    loop, workers = begin(experiment(algorithm, backend=Torchrun(workers=2, timeout=10, replacements=0)))
+    workers.group.timeout = 3.0
     loop.round(0)
-    with pytest.raises(WorkerError, match="rank 1 gave no sign of life for 1 s"):
+    with pytest.raises(WorkerError, match="rank 1 gave no sign of life for 3 s"):
         loop.round(1)
     workers.close()
 
 
 def test_slow_ranks_are_waited_for() -> None:
-    algorithm = Slow(seconds=1.5)
+    algorithm = Slow(seconds=3.5)
     loop, workers = begin(experiment(algorithm, backend=Torchrun(workers=2, timeout=10)))
-    workers.group.timeout, workers.group.interval = 1.0, 0.2
+    workers.group.timeout, workers.group.interval = 2.5, 0.2
     assert len(loop.round(0).records) == 6
     workers.close()
 
@@ -125,7 +128,7 @@ def test_a_rank_that_dies_at_its_start_is_known_at_once() -> None:
 
 
 def test_a_rank_that_stays_silent_at_its_start() -> None:
-    with pytest.raises(WorkerError, match="rank 1 was not ready within 1.5 s"):
+    with pytest.raises(WorkerError, match=r"rank 1 \(process \d+\) was not ready within 1.5 s"):
         begin(experiment(Sleeps(), backend=Torchrun(workers=2, timeout=1.5)))
 
 
@@ -143,7 +146,7 @@ def test_a_taken_port() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"timeout": 0}, {"port": 70000}, {"device": "gpu"},
-                                   {"wire": "fp8"}])
+                                   {"wire": "fp8"}, {"hang": -1.0}, {"replacements": -1}])
 def test_settings_out_of_range(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=f"^backend.{next(iter(wrong))}: "):
         Torchrun(**wrong)

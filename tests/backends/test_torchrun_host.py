@@ -8,23 +8,25 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import local
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from backends.rendezvous import TOKEN
 from backends.unruly import Looks, Writes
 from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends import torchrun_host
+from fedlearn.backends import torchrun_host, torchrun_mesh
 from fedlearn.backends.torchrun import LOOPBACK, Torchrun
 from fedlearn.backends.torchrun_bundle import SMALL
 from fedlearn.backends.torchrun_group import Group
 from fedlearn.backends.torchrun_host import ALIGNED, Memory, places, settle
+from fedlearn.backends.torchrun_store import connect, serve
 from fedlearn.errors import ClientError, WorkerError
 from fedlearn.vectors import digest
 
@@ -171,19 +173,23 @@ def test_two_hosts_under_torchrun_end_with_the_same_model(tmp_path: Path) -> Non
 def together(hosts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: Callable[[Group], Any]) -> list[Any]:
     """Return what a function makes of the group at every rank; ``hosts`` names each rank's host."""
     here = local()
+    # Of one process's ranks each would deafen the others, too.
+    monkeypatch.setattr(torchrun_mesh, "deafen", lambda fds: None)
     monkeypatch.setattr(torchrun_host, "gethostname", lambda: here.name)
-    world = len(hosts)
+    world, server = len(hosts), serve(TOKEN)
 
     def be(rank: int) -> Any:
         here.name = hosts[rank]
-        store = dist.FileStore(str(tmp_path / "store"), world)
+        store = server.store if rank == 0 else connect(TOKEN, "127.0.0.1", server.port, 20.0)
         group = Group(store, rank, world, 20.0, LOOPBACK, range(1, world) if rank == 0 else [0])
         try:
             return do(group)
         finally:
             group.close()
+            if rank:
+                store.close()
 
-    with ThreadPoolExecutor(world) as pool:
+    with ThreadPoolExecutor(world) as pool, closing(server):
         return list(pool.map(be, range(world)))
 
 

@@ -12,14 +12,15 @@ from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.balance import balance
 from fedlearn.backends.torchrun import Torchrun
-from fedlearn.backends.torchrun_bundle import bundle, length, room_for, unbundle
+from fedlearn.backends.torchrun_bundle import BLOCK, Altered, bundle, checksum, length, room_for, unbundle
 from fedlearn.backends.torchrun_group import Group
-from fedlearn.backends.torchrun_rank import crossing
+from fedlearn.backends.torchrun_host import Host
+from fedlearn.backends.torchrun_share import crossing
 from fedlearn.errors import ConfigError
 from fedlearn.reducers.fast import FastSum
 from fedlearn.vectors import digest
 from fedlearn.work import Work, cost
-from fedlearn.worker import Worker
+from fedlearn.worker.worker import Worker
 
 pytestmark = [pytest.mark.torchrun, pytest.mark.usefixtures("tidy")]
 
@@ -34,7 +35,87 @@ def test_bundles() -> None:
     said = bundle({"a": [1, float("inf")]}, [v, torch.zeros(0)])
     words, small = unbundle(torch.cat([said, torch.ones(9, dtype=torch.uint8)]))
     assert words == {"a": [1, float("inf")]} and torch.equal(small.clone().view(torch.float64), v)
-    assert length(said[:20]) == said.numel() <= room_for(said.numel())
+    assert length(said[:24]) == said.numel() <= room_for(said.numel())
+
+
+def test_no_bit_of_a_bundle_changes_unseen() -> None:
+    said = bundle({"a": 1}, [torch.arange(5, dtype=torch.float64)])
+    for byte in range(said.numel()):
+        for bit in range(8):
+            said[byte] ^= 1 << bit
+            with pytest.raises(Altered):
+                length(said)
+                unbundle(said)
+            said[byte] ^= 1 << bit
+    assert unbundle(said)[0] == {"a": 1}
+
+
+@pytest.mark.parametrize("v", [torch.arange(-9, 20), torch.randn(1001), torch.randn(17, dtype=torch.float64),
+                               torch.arange(13, dtype=torch.uint8)[3:]])
+def test_checksums_of_large_vectors(v: torch.Tensor) -> None:
+    data = v.contiguous().numpy().tobytes()
+    whole = len(data) // 8 * 8
+    words = [int.from_bytes(data[i:i + 8], "little") for i in range(0, whole, 8)]
+    assert checksum(v) == (sum(words) + sum(data[whole:])) % 2**64
+
+
+def test_checksums_of_some_blocks_see_every_word_in_one_turn_of_so_many() -> None:
+    v = torch.randint(-2**62, 2**62, (4 * 3 * BLOCK + 500,))
+    before = [checksum(v, 4, turn) for turn in range(4)]
+    assert len(set(before)) == 4
+    for place in (0, BLOCK, 5 * BLOCK + 7, 12 * BLOCK - 1):
+        v[place] ^= 1 << 40
+        assert [checksum(v, 4, turn) != before[turn] for turn in range(4)].count(True) == 1
+        assert checksum(v, 4, place // BLOCK) != before[place // BLOCK % 4]
+        v[place] ^= 1 << 40
+    v[-1] += 1
+    assert all(checksum(v, 4, turn) == (before[turn] + 1) % 2**64 for turn in range(4))
+
+
+def test_a_broadcast_that_is_altered_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, workers = begin(experiment(FedAvg(), task=blobs(features=20_000), rounds=3, backend=Torchrun(workers=2)))
+    loop.round(0)
+    fill, times = Host.fill, [1]
+
+    def altered(host: Host, vectors: Any) -> None:
+        some = [v.clone() for v in vectors]
+        if times and some:
+            times.pop()
+            some[0] ^= 1
+        fill(host, some)
+
+    monkeypatch.setattr(Host, "fill", altered)
+    for r in (1, 2):
+        loop.round(r)
+    workers.close()
+    (event,) = workers.events()
+    assert event["who"].startswith("rank 1 (process ") and event["why"] == "the broadcast 'x' arrived altered at rank 1"
+    assert digest(loop.model()) == final(algorithm=FedAvg(), task=blobs(features=20_000), rounds=3, cohort=None)
+
+
+def test_a_sum_that_is_altered_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, workers = begin(experiment(FedAvg(), task=blobs(features=20_000), rounds=2, backend=Torchrun(workers=2)))
+    reduce, times = Group.reduce, [1]
+
+    def altered(group: Group, buffer: torch.Tensor, wire: str) -> torch.Tensor:
+        total = reduce(group, buffer, wire)
+        if times:
+            times.pop()
+            total += 1
+        return total
+
+    monkeypatch.setattr(Group, "reduce", altered)
+    for r in range(2):
+        loop.round(r)
+    workers.close()
+    (event,) = workers.events()
+    assert event["why"] == "the sum of the ranks' partial sums arrived altered" and event["ranks"] == 2
+    assert digest(loop.model()) == final(algorithm=FedAvg(), task=blobs(features=20_000), rounds=2, cohort=None)
+
+
+def test_the_checksum_of_a_sum_is_the_sum_of_the_checksums_also_where_it_wraps() -> None:
+    parts = torch.randint(-2**62, 2**62, (3, 1000))
+    assert checksum(parts.sum(0)) == sum(map(checksum, parts)) % 2**64
 
 
 @pytest.mark.parametrize("cohort", [3, 1])  # of two ranks one is idle

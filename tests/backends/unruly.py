@@ -59,6 +59,23 @@ class Sleeps(FedAvg):
 
 
 @dataclass(frozen=True)
+class Scarce(FedAvg):
+    """Ends the process that it is unpickled in, as soon as the file ``marker`` is there."""
+
+    marker: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return scarce, (self.marker,)
+
+
+def scarce(marker: str) -> Scarce:
+    """Return the algorithm where the file is not there."""
+    if Path(marker).exists():
+        leave()
+    return Scarce(marker=marker)
+
+
+@dataclass(frozen=True)
 class Slow(FedAvg):
     """Takes longer over a step than silent workers are waited for."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
-from fedlearn import checkpoint
+from fedlearn import sealed
 from fedlearn.checkpoint import Checkpoints, Snapshot, load_model, save_model
 from fedlearn.errors import CheckpointError, ConfigError
 from fedlearn.vectors import digest
@@ -83,8 +85,9 @@ def test_the_only_good_one_is_never_removed(tmp_path: Path) -> None:
     c = Checkpoints(tmp_path, 1)
     c.save(10, snapshot(10))
     c.save(20, snapshot(20))
-    shutil.copytree(tmp_path / "round-00000020", tmp_path / "round-00000030")
-    (tmp_path / "round-00000030" / "state.safetensors").write_bytes(b"")
+    later = Checkpoints(tmp_path / "later", 1).save(30, snapshot(30)).rename(tmp_path / "round-00000030")
+    later.parent.joinpath("later").rmdir()
+    (later / "state.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="round-00000030.*holds 0 of"):
         assert c.load()[0] == 20
     c.save(25, snapshot(25))  # the run went back to 20, then on
@@ -119,10 +122,10 @@ def test_a_failed_write_leaves_the_old_one(
 
     def full(*_: object, **__: object) -> None:
         if moment == "save_file":
-            raise checkpoint.SafetensorError("No space left on device")
+            raise SafetensorError("No space left on device")
         raise OSError(28, "No space left on device")
 
-    place = {"save_file": checkpoint.safetensors, "fsync": checkpoint.os, "rename": Path}[moment]
+    place = {"save_file": sealed.safetensors, "fsync": os, "rename": Path}[moment]
     with monkeypatch.context() as patch:
         patch.setattr(place, moment, full)
         with pytest.raises(CheckpointError, match="round 2 cannot be written.*No space left.*make room"):
@@ -188,7 +191,7 @@ def test_no_other_json_is_taken_for_it(pristine: Path, data: st.DataObject) -> N
 
 def test_another_format_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", 2)
+        patch.setattr(sealed, "FORMAT", 2)
         Checkpoints(tmp_path, 1).save(1, snapshot(1))
     with pytest.raises(CheckpointError, match="has format 2; this fedlearn reads 1"):
         Checkpoints(tmp_path, 1).load()

@@ -77,7 +77,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["rum"], "error: found verb 'rum'; allowed: one of list, resume, run, show (did you mean run?)"),
+    (["rum"], f"error: found verb 'rum'; allowed: one of {', '.join(sorted(cli.VERBS))} (did you mean run?)"),
     (["--verbose"], "error: unrecognized arguments: --verbose (`fedlearn --help` helps)"),
     (["run", "--cfg", "all"], "error: argument --cfg: invalid choice: 'all'"),
     (["run", "algorithm=fedavgg"], "error: algorithm: found 'fedavgg'; allowed: one of"),

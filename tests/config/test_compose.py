@@ -112,10 +112,10 @@ def test_files_that_do_not_compose_get_one_line(base: Path) -> None:
 
 def test_recompose_changes_what_may_change(base: Path) -> None:
     text = to_yaml(compose(["algorithm=fedprox", "algorithm.mu=3"], base=base))
-    assert to_yaml(recompose(text, [], base=base)) == text
-    cfg = recompose(text, ["rounds=99"], base=base)
+    assert to_yaml(recompose(text, [], base=base, trust=True)) == text
+    cfg = recompose(text, ["rounds=99"], base=base, trust=True)
     assert (cfg.rounds, cfg.algorithm.mu) == (99, 3)
-    cfg = recompose(text, ["model=cnn", "model.widths=[2]"], base=base, allowed=("model",))
+    cfg = recompose(text, ["model=cnn", "model.widths=[2]"], base=base, allowed=("model",), trust=True)
     assert cfg.model.widths == [2]
     with pytest.raises(ConfigError, match="algorithm.mu: found .*; allowed: on resume, changes of"):
         recompose(text, ["algorithm.mu=1"], base=base)

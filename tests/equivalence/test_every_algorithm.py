@@ -19,7 +19,7 @@ SCRIPT = """
 import json, os, sys
 from fedlearn.config.assemble import experiment
 from fedlearn.config.compose import compose
-from fedlearn.execute import execute
+from fedlearn.running.execute import execute
 
 found = {}
 for run in json.loads(sys.argv[1]):

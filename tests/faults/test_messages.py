@@ -1,4 +1,4 @@
-"""What a user sees when something is wrong: exit code 2 and one line that says what to do."""
+"""What a user sees when something is wrong: the error's exit code and one line that says what to do."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert cli.main(list(argv)) == 2
+def error(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
+    assert cli.main(list(argv)) == code
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1, message
     return message
 
 
 def test_nan_from_a_client(capsys):
-    message = error(capsys, "run", "task._target_=mine.NaNDigits", *QUICK, "cohort=null")
+    message = error(capsys, "run", "task._target_=mine.NaNDigits", *QUICK, "cohort=null", code=3)
     assert "client " in message and "round 0: " in message and "are NaN or infinite" in message
 
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_cut_short_is_reported_and_the_one_before_used(capsys, fold
     assert sha256 in capsys.readouterr().out
     for path in run.checkpoints.glob("round-*/state.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
-    message = error(capsys, "resume", "latest")
+    message = error(capsys, "resume", "latest", code=5)
     assert "round-00000002" in message and "bytes" in message
 
 
@@ -114,7 +114,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(capsys, folde
     before = run.metrics()
     for path in run.checkpoints.glob("round-*/state.json"):
         path.write_bytes(path.read_bytes()[:20])
-    assert "round-00000003" in error(capsys, "resume", "latest", "rounds=5")
+    assert "round-00000003" in error(capsys, "resume", "latest", "rounds=5", code=5)
     assert run.metrics() == before
 
 
@@ -125,7 +125,7 @@ def test_a_run_that_somebody_works_on_is_left_alone(capsys, folder):
     shutil.rmtree(run.checkpoints)
     before = run.metrics(), run.config_text()
     with run.claim():
-        assert "another process is working on this run" in error(capsys, "resume", "latest")
+        assert "another process is working on this run" in error(capsys, "resume", "latest", code=1)
     assert (run.metrics(), run.config_text()) == before
 
 
@@ -154,7 +154,7 @@ def test_a_port_in_use(capsys):
 @pytest.mark.torchrun
 def test_a_worker_that_dies_at_start(capsys):
     began = time.monotonic()
-    message = error(capsys, "run", *QUICK, "backend=torchrun", "model={_target_:mine.Dies}")
+    message = error(capsys, "run", *QUICK, "backend=torchrun", "model={_target_:mine.Dies}", code=4)
     assert "rank 1" in message and "7" in message and "no such device" in message
     assert time.monotonic() - began < 55, "it was noticed, not waited for"
 

@@ -12,25 +12,25 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "fedlearn").rglob("*.py"))
 GROUND = {"contracts", "vectors", "seeds", "errors", "faults", "draws", "pacing"}
 FIRST = {"algorithms", "modifiers", "pipeline", "reducers", "policies", "data", "models"}
-WORK = GROUND | FIRST | {"tasks", "oracles", "states", "work", "worker", "experiment", "combinations"}
+WORK = GROUND | FIRST | {"tasks", "oracles", "work", "worker", "experiment", "combinations"}
 ALL = WORK | {"backends", "protocols", "tracking", "checkpoint", "config"}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     **dict.fromkeys(FIRST, GROUND),
     "tasks": GROUND | {"data", "models", "policies", "oracles"},
     "oracles": GROUND | {"data", "models"},
-    **dict.fromkeys(["work", "worker", "experiment", "combinations"], WORK),
+    **dict.fromkeys(["work", "experiment", "combinations"], WORK),
+    **dict.fromkeys(["sealed", "tracking"], GROUND),
+    "checkpoint": GROUND | {"sealed"},
+    "worker": WORK | {"sealed"},
     "backends": WORK,
     "protocols": WORK | {"backends"},
-    **dict.fromkeys(["states", "tracking", "checkpoint"], GROUND),
     "config": ALL,
-    "evaluation": WORK,
-    "profile": ALL | {"evaluation"},
-    "execute": ALL | {"evaluation", "profile"},
-    "api": ALL | {"execute", "profile"},
-    "perform": ALL | {"execute", "profile"},
-    "cli": ALL | {"execute", "perform"},
-    **dict.fromkeys(["__init__", "__main__"], ALL | {"execute", "perform", "api", "cli"}),
+    "running": ALL,
+    "api": ALL | {"running"},
+    "chaos": GROUND | {"backends", "config", "tracking", "checkpoint"},
+    "cli": ALL | {"running", "chaos"},
+    **dict.fromkeys(["__init__", "__main__"], ALL | {"running", "api", "cli"}),
 }
 CONCRETE = ("fedlearn.backends.inprocess", "fedlearn.backends.torchrun", "fedlearn.backends.ray")
 ONLY_IN = {
@@ -87,7 +87,7 @@ def test_imports_go_downwards(path: Path) -> None:
     ("algorithms/a.py", "from fedlearn.data import store", "imports fedlearn.data"),
     ("algorithms/a.py", "from ..data import store", "imports fedlearn.data"),
     ("algorithms/a.py", "from fedlearn import api", "imports fedlearn.api"),
-    ("contracts.py", "def f():\n    import fedlearn.worker", "imports fedlearn.worker"),
+    ("contracts.py", "def f():\n    import fedlearn.worker.worker", "imports fedlearn.worker"),
     ("protocols/a.py", "from fedlearn.backends.torchrun import Group", "knows a concrete backend"),
     ("worker.py", "import torch\nx = torch.distributed.get_rank()", "uses torch.distributed"),
     ("worker.py", "from torch import distributed", "uses torch.distributed"),
@@ -108,5 +108,5 @@ def test_allowed_imports_pass(tmp_path: Path) -> None:
     path = tmp_path / "fedlearn" / "backends" / "torchrun_ranks.py"
     path.parent.mkdir(parents=True)
     (tmp_path / "fedlearn" / "worker.py").touch()
-    path.write_text("import torch.distributed as dist\nfrom fedlearn.worker import run\nimport rays")
+    path.write_text("import torch.distributed as dist\nfrom fedlearn.worker.worker import run\nimport rays")
     assert faults(path, tmp_path) == []

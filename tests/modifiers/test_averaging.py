@@ -32,7 +32,7 @@ from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.schedule import Power
 from fedlearn.policies.weighting import RatioWeighting
 from fedlearn.seeds import generator
-from fedlearn.worker import Worker
+from fedlearn.worker.worker import Worker
 
 ROUNDS, STEPS = 4, 3
 

@@ -23,7 +23,6 @@ from fedlearn.algorithms.fedbuff import FedBuff
 from fedlearn.algorithms.feddyn import FedDyn
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.contracts import ServerAlgorithm
-from fedlearn.execute import setup_of
 from fedlearn.modifiers.averaging import Averaging
 from fedlearn.modifiers.optimizer_names import known
 from fedlearn.modifiers.optimizer_state import pack, unpack
@@ -33,6 +32,7 @@ from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.schedule import InverseTime
 from fedlearn.policies.weighting import UniformWeighting
 from fedlearn.protocols.asynchronous import Asynchronous
+from fedlearn.running.execute import setup_of
 from fedlearn.vectors import digest, flatten, trainable, views
 
 ROUNDS, STEPS = 3, 4

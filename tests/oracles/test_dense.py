@@ -25,7 +25,7 @@ from fedlearn.oracles.dense import Dense
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.tasks.supervised import SupervisedTask
 from fedlearn.work import Work
-from fedlearn.worker import Worker
+from fedlearn.worker.worker import Worker
 
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-6}
 CALLS = ("grad", "value", "hvp", "full_grad", "full_value")

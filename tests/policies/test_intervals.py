@@ -18,11 +18,11 @@ from fedlearn.algorithms.minibatch_sgd import MinibatchSGD
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.config.compose import compose, recompose
 from fedlearn.errors import ConfigError
-from fedlearn.perform import perform
 from fedlearn.policies.intervals import ConstantIntervals, GivenIntervals, GrowingIntervals, Intervals, PostLocal
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.schedule import InverseSteps
 from fedlearn.protocols.asynchronous import Asynchronous
+from fedlearn.running.perform import perform
 
 
 def steps(intervals: Intervals, rounds: int, each: int) -> list[int]:

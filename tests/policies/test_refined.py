@@ -107,7 +107,7 @@ def test_a_run_refines_another_and_no_longer_needs_it(tmp_path: Path, capsys: py
 
 
 def fedlearn_run_sha(tmp_path: Path, norms: list[float]) -> str:
-    from fedlearn.perform import perform
+    from fedlearn.running.perform import perform
 
     cfg = compose([*SMALL, f"runs={tmp_path}", "name=direct", "schedule=refined", f"schedule.norms={norms}"])
     return perform(cfg)[1].sha256

@@ -15,10 +15,10 @@ from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.config.compose import compose
 from fedlearn.contracts import Msg, RoundInfo, ServerState, Stage
 from fedlearn.errors import NonFiniteUpdate
-from fedlearn.perform import perform
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.sampling import UniformSampling
 from fedlearn.policies.weighting import RatioWeighting, SchemeTwo
+from fedlearn.running.perform import perform
 from fedlearn.vectors import digest
 
 COMMON = ["task=digits", "clients=11", "cohort=4", "heterogeneity=dirichlet", "heterogeneity.alpha=0.3", "rounds=4",
@@ -120,3 +120,16 @@ def test_a_number_that_is_none_is_its_clients(stack: bool) -> None:
 
 def test_two_runs_have_the_same_bits() -> None:
     assert len({digest(play(experiment(Keeps(), 2, cohort=3))[0]) for _ in range(2)}) == 1
+
+
+@pytest.mark.parametrize("stack", [True, False])
+@pytest.mark.parametrize("reduce", ["exact", "fast"])
+def test_the_places_of_refused_clients_are_left_out(stack: bool, reduce: str) -> None:
+    algorithm, all_good = Keeps(lr=0.2), Keeps(lr=0.2)
+    choices = {"stack": stack, "reduce": reduce, "local": LocalWork(steps=2, batch_size=None)}
+    _, (report,) = play(experiment(algorithm, 1, task=poisoned(3), on_bad_update="refuse", **choices))
+    play(experiment(all_good, 1, **choices))
+    (seen, info), (whole, _) = algorithm.seen[0], all_good.seen[0]
+    assert list(info.clients) == [0, 1, 2, 4, 5] == [record.client for record in report.records]
+    assert sum(info.weights) == pytest.approx(1)
+    assert torch.equal(seen["dx"], whole["dx"][[0, 1, 2, 4, 5]])

@@ -18,7 +18,7 @@ from fedlearn.data.store import ClientStore
 from fedlearn.experiment import Experiment
 from fedlearn.policies.sampling import CyclicSampling, ProportionalSampling, UniformSampling
 from fedlearn.policies.weighting import RatioWeighting, SchemeOne
-from fedlearn.states import States
+from fedlearn.worker.states import States
 
 POPULATION, COHORT, ROUNDS = 1_000_000, 50, 4
 
@@ -104,13 +104,13 @@ def test_a_round_reads_and_allocates_in_proportion_to_the_cohort(algorithm, choi
 def test_what_identifies_a_run_is_computed_once(tmp_path, monkeypatch):
     from problems import blobs, experiment
 
-    from fedlearn.execute import execute
+    from fedlearn.running.execute import execute
     from fedlearn.tracking.run_folder import RunFolder
     task, calls = blobs(), []
     initial = task.initial
     monkeypatch.setattr(task, "initial", lambda seed: calls.append(seed) or initial(seed))
     e: Experiment = experiment(FedAvg(), rounds=5, task=task, checkpoint_every=1)
-    execute(e, RunFolder(tmp_path))
+    execute(e, RunFolder(tmp_path), check_resources=False)
     assert len(calls) == 4    # of the server, of the worker, of the trial of stacks and of the identity
 
 

@@ -18,7 +18,7 @@ from fedlearn.tasks.logistic import Logistic
 from fedlearn.tasks.quadratic import Quadratic, QuadraticTask
 from fedlearn.vectors import tree_flat
 from fedlearn.work import Work
-from fedlearn.worker import Worker
+from fedlearn.worker.worker import Worker
 
 UNEQUAL = {"samples_per_client": 17, "size_exponent": 1.0, "dimension": 6}
 KINDS = [Quadratic(**UNEQUAL), LeastSquares(**UNEQUAL), Logistic(**UNEQUAL)]

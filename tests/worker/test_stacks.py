@@ -18,11 +18,11 @@ from fedlearn.config.assemble import experiment as assembled
 from fedlearn.config.compose import compose
 from fedlearn.contracts import Vec
 from fedlearn.errors import ClientError, ConfigError
-from fedlearn.execute import execute, setup_of
 from fedlearn.oracles.dense import Dense
 from fedlearn.oracles.steady import steady
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.protocols.asynchronous import Asynchronous
+from fedlearn.running.execute import execute, setup_of
 from fedlearn.tasks.supervised import SupervisedTask
 from fedlearn.vectors import digest
 

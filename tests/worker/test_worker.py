@@ -15,11 +15,11 @@ from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.errors import CheckpointError, ClientError, ConfigError, NonFiniteUpdate
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.schedule import Constant
-from fedlearn.states import States
 from fedlearn.tasks.supervised import SupervisedTask
 from fedlearn.vectors import digest
 from fedlearn.work import SUMS, Work
-from fedlearn.worker import Worker
+from fedlearn.worker.states import States
+from fedlearn.worker.worker import Worker
 
 
 def work_of(e, clients, **more):

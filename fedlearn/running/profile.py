@@ -18,13 +18,13 @@ from threading import get_ident
 from time import perf_counter
 from typing import Any
 
+from ..checkpoint import Checkpoints
+from ..experiment import Experiment, Loop
+from ..tracking import Tracker
+from ..tracking.run_folder import RunFolder
+from ..work import SUMS, Workers
+from ..worker.worker import Worker
 from . import evaluation
-from .checkpoint import Checkpoints
-from .experiment import Experiment, Loop
-from .tracking import Tracker
-from .tracking.run_folder import RunFolder
-from .work import SUMS, Workers
-from .worker import Worker
 
 # In the order of a round. The last two are what is left of the workers' and of the coordinator's time.
 PHASES = ("sampling", "broadcast", "batches", "oracle", "local algorithm", "pipeline", "reduce", "update", "digest",

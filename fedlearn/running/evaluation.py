@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .contracts import Task, Vec
-from .errors import ConfigError, FedlearnError, ModelError
-from .experiment import Experiment
+from ..contracts import Task, Vec
+from ..errors import ConfigError, FedlearnError, ModelError
+from ..experiment import Experiment
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,10 @@
+"""Print what pyproject.toml says fedlearn needs to run, one requirement a line; extras that are named too."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+path, *extras = sys.argv[1:] or ["pyproject.toml", "ray"]
+project = tomllib.loads(Path(path).read_text(encoding="utf-8"))["project"]
+chosen = (project["optional-dependencies"][extra] for extra in extras)
+print(*project["dependencies"], *(line for group in chosen for line in group), sep="\n")

@@ -1,0 +1,90 @@
+"""What the tests of the rendezvous store share: a token, ranks as processes, and somebody who answers falsely."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedlearn.backends.torchrun_serve import Server
+from fedlearn.backends.torchrun_wire import HELLO
+
+TOKEN = b"a token for tests only"
+ROOT = Path(__file__).parents[2]
+
+
+def together(*calls: Callable[[], object]) -> list[object]:
+    """Call all at the same time, and return what they returned or raised."""
+    results: list[object] = [None] * len(calls)
+
+    def call(i: int) -> None:
+        try:
+            results[i] = calls[i]()
+        except Exception as e:
+            results[i] = e
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    return results
+
+
+def until(true: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def ranks(code: str, server: Server, world: int) -> list[tuple[int, str]]:
+    """Run ranks as processes of their own; return how they ended and what they said."""
+    children = []
+    for rank in range(world):
+        child = subprocess.Popen([sys.executable, "-c", code, str(server.port), str(rank), str(world)], cwd=ROOT,
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert child.stdin is not None
+        child.stdin.write(f"{TOKEN.hex()}\n")
+        child.stdin.flush()
+        children.append(child)
+    try:
+        return [(child.wait(90), child.communicate()[0].strip()) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+class serve_once:
+    """Somebody who answers one connection with the same bytes whatever it says."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer, self.listener = answer, socket.create_server(("127.0.0.1", 0))
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with self.listener.accept()[0] as sock:
+            self.said = sock.recv(1000)
+            sock.sendall(self.answer)
+            self.said += sock.recv(1000)
+
+    def __enter__(self) -> int:
+        self.thread.start()
+        return self.listener.getsockname()[1]
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join(10)
+        self.listener.close()
+        assert len(self.said) == HELLO   # who does not prove itself is given no proof
