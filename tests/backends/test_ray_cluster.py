@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from backends.unruly import Slow
-from problems import experiment, play
+from problems import begin, experiment, play
 
 from fedlearn.backends.parcel import sweep
 from fedlearn.backends.ray_actors import RayActors
+from fedlearn.backends.ray_cluster import join, start
 from fedlearn.errors import ConfigError
 from fedlearn.vectors import digest
 
@@ -42,7 +43,7 @@ def driver() -> Iterator[Callable[..., tuple[subprocess.Popen, dict]]]:
     """A function that starts a run and returns its process and what it prints of itself when its actors are up."""
     started = []
 
-    def start(*args: Any, **settings: Any) -> tuple[subprocess.Popen, dict]:
+    def run(*args: Any, **settings: Any) -> tuple[subprocess.Popen, dict]:
         started.append(process := drive(*args, **settings))
         line = process.stdout.readline()
         assert line.startswith("{"), line + process.communicate()[1]
@@ -50,7 +51,7 @@ def driver() -> Iterator[Callable[..., tuple[subprocess.Popen, dict]]]:
         return process, target
 
     orphans: list[int] = []
-    yield start
+    yield run
     for process in started:
         process.kill()
     for pid in filter(alive, orphans):
@@ -103,6 +104,7 @@ def family(pid: int) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_strangers_are_refused_and_change_nothing(driver: Callable) -> None:
     process, target = driver(0.4, 25)
     sockets = listening(family(process.pid))
@@ -113,18 +115,19 @@ def test_strangers_are_refused_and_change_nothing(driver: Callable) -> None:
                                   env=PLAIN | more, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
                  for more in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})]
     for stranger in strangers:
-        lines = stranger.communicate(timeout=60)[0].splitlines()
+        lines = stranger.communicate(timeout=90)[0].splitlines()
         assert [line.split()[:2] for line in lines] == [[name, "refused"] for name in
                                                         ("join", "read", "nodes", "kill", "fetch")]
         assert all(float(line.split()[3]) < 10 for line in lines)
         assert all("token" in line for line in lines[1:])
     assert process.poll() is None       # it was there all the time
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=90)
     assert (process.returncode, err) == (0, "")
     assert out.strip() == digest(play(experiment(Slow(), rounds=25, cohort=4))[0])
     assert ended(target) and not Path(target["folder"]).exists()
 
 
+@pytest.mark.slow
 def test_a_cluster_that_asks_for_a_token_is_joined_with_it(tmp_path: Path) -> None:
     host = subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path)], stdout=subprocess.PIPE, text=True,
                             env=PLAIN | LOCAL)
@@ -134,11 +137,11 @@ def test_a_cluster_that_asks_for_a_token_is_joined_with_it(tmp_path: Path) -> No
         paths = [None, str(tmp_path / "wrong"), str(tmp_path / "token")]
         runs = [drive(0, 2, 30.0, workers=1, address=gcs, token=path) for path in paths]
         for run, said in zip(runs, ("none", "another"), strict=False):
-            out, err = run.communicate(timeout=60)
+            out, err = run.communicate(timeout=90)
             assert (run.returncode, err) == (4, "")
             assert f"wants its token and got {said}; name the file" in out and "backend.token" in out
             assert len(out.splitlines()) == 1
-        out, err = runs[2].communicate(timeout=60)
+        out, err = runs[2].communicate(timeout=90)
         assert (runs[2].returncode, err) == (0, "")
         assert out.splitlines()[1] == digest(play(experiment(Slow(), rounds=2, cohort=4))[0])
     finally:
@@ -165,8 +168,9 @@ finally:
 """
 
 
-@pytest.mark.parametrize(("victim", "said", "orphan"), [("raylet", "its raylet on this machine is gone", True),
-                                                        ("gcs_server", "its GCS at 127.0.0.1:", False)])
+@pytest.mark.parametrize(("victim", "said", "orphan"), [
+    ("raylet", "its raylet on this machine is gone", True),
+    pytest.param("gcs_server", "its GCS at 127.0.0.1:", False, marks=pytest.mark.slow)])
 def test_a_lost_cluster_is_an_error_and_nothing_is_left(driver: Callable, victim: str, said: str,
                                                         orphan: bool) -> None:
     process, target = driver(6.0, 3, orphan=orphan)     # an orphan's parent is nobody, which Ray takes for its raylet
@@ -174,9 +178,9 @@ def test_a_lost_cluster_is_an_error_and_nothing_is_left(driver: Callable, victim
     os.kill(target["pids"][victim], signal.SIGKILL)
     began = time.monotonic()
     line = process.stdout.readline()
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 20
     assert said in line and "the Ray cluster is lost" in line and "fedlearn resume" in line
-    out, err = process.communicate(timeout=40)
+    out, err = process.communicate(timeout=90)
     assert (process.returncode, out, err) == (0 if orphan else 4, "", "")
     assert ended(target) and not Path(target["folder"]).exists()
 
@@ -193,12 +197,13 @@ def test_a_killed_coordinator_leaves_a_folder_that_the_next_start_removes(driver
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_leaves_nothing(driver: Callable) -> None:
     process, target = driver(6.0, 3)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=40)
+    _, err = process.communicate(timeout=90)
     assert process.returncode != 0 and "KeyboardInterrupt" in err
     assert ended(target)
     sweep(Path(target["folder"]).parent)
@@ -209,18 +214,29 @@ def test_nobody_at_the_address() -> None:
     with socket.socket() as nobody:     # bound, and deaf
         nobody.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{nobody.getsockname()[1]}"
-        out, err = (alone := drive(0, 1, address=where)).communicate(timeout=60)
+        out, err = (alone := drive(0, 1, address=where)).communicate(timeout=90)
     assert alone.returncode == 4 and err == ""
     assert out.startswith(f"no Ray cluster at {where}: ") and len(out.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    ({"token": "/nowhere"}, "null, unless backend.address names a cluster"),
-    ({"token": "/nowhere", "address": "127.0.0.1:1"}, "the path of a readable file with the cluster's token")])
-def test_a_token_for_nothing_or_from_nowhere(settings: dict, said: str) -> None:
-    out, err = (alone := drive(0, 1, **settings)).communicate(timeout=60)
-    assert (alone.returncode, err) == (2, "")
-    assert out.startswith("backend.token: found '/nowhere'") and said in out
+def test_a_token_for_nothing() -> None:
+    with pytest.raises(ConfigError, match="^backend.token: found '/nowhere'; .*unless backend.address names"):
+        begin(experiment(Slow(), backend=RayActors(token="/nowhere")))
+
+
+def test_a_token_from_nowhere() -> None:
+    import ray
+    with pytest.raises(ConfigError, match="^backend.token: found '/nowhere'; .*path of a readable file"):
+        join(ray, "127.0.0.1:1", "/nowhere")
+
+
+def test_a_ray_that_knows_no_tokens() -> None:
+    class Old:
+        __version__, _raylet = "2.51.0", object()
+
+    for use in (lambda: join(Old, "127.0.0.1:1", None), lambda: start(Old, 1, 0, Path("/nowhere"))):
+        with pytest.raises(ConfigError, match="^backend: found 'Ray 2.51.0'; .*2.52 or newer"):
+            use()
 
 
 def test_a_hang_below_zero() -> None:

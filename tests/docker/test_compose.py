@@ -54,7 +54,7 @@ def check_walls(project, head, node):
 
 @pytest.mark.parametrize("project", ["torchrun"], indirect=True)
 def test_torchrun_loses_a_node_and_takes_it_back(project, image, data):
-    overrides = [*RUN, "rounds=10000"]
+    overrides = [*RUN, "rounds=6000"]
     project.start("run", "--nodes", "3", "--data", str(data), *overrides)
 
     def ranks():
