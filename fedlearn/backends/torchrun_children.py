@@ -19,6 +19,7 @@ from .gather import decode
 
 LOST = 75   # a child's exit status when it ended because another one did
 TAIL = 4096  # bytes of what a child said that are looked at
+START = 60.0   # seconds that a new process has at least, however short the timeout: a busy machine takes its time
 GRACE = 5.0  # seconds that a child has to leave before it is killed
 
 
@@ -89,9 +90,10 @@ class Child:
         now = time.monotonic()
         if self.new and hang and self.started and now - self.began >= timeout + hang:
             return f"was not ready within {timeout + hang:g} s"
-        if now - self.heard >= timeout or self.new and not self.started and now - self.began >= timeout:
-            return f"was not ready within {timeout:g} s"
-        return ""
+        if self.new and not self.started:   # it cannot give a sign of life while it starts Python and imports torch
+            start = max(timeout, START)
+            return f"was not ready within {start:g} s" if now - self.began >= start else ""
+        return f"was not ready within {timeout:g} s" if now - self.heard >= timeout else ""
 
     def end(self, within: float = GRACE) -> str:
         """Say how the child ended, with its last words; "" if it still runs after so long."""

@@ -17,6 +17,7 @@ from problems import begin, blobs, experiment, play, setup_of
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
+from fedlearn.backends import torchrun_children
 from fedlearn.backends.torchrun import Torchrun
 from fedlearn.backends.torchrun_device import choose
 from fedlearn.errors import ConfigError, NonFiniteUpdate, UpdateOverflow, WorkerError
@@ -127,7 +128,8 @@ def test_a_rank_that_dies_at_its_start_is_known_at_once() -> None:
     assert time.monotonic() - began < 90  # it did not wait for its timeout
 
 
-def test_a_rank_that_stays_silent_at_its_start() -> None:
+def test_a_rank_that_stays_silent_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchrun_children, "START", 0.0)
     with pytest.raises(WorkerError, match=r"rank 1 \(process \d+\) was not ready within 1.5 s"):
         begin(experiment(Sleeps(), backend=Torchrun(workers=2, timeout=1.5)))
 

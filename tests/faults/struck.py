@@ -17,8 +17,8 @@ from fedlearn.running.execute import History, checkpoint_of, execute
 from fedlearn.tracking.run_folder import RunFolder
 
 ALGORITHMS = {"fedavg": FedAvg(), "scaffold": Scaffold()}
-BACKENDS = {"inprocess": InProcess(), "torchrun": Torchrun(timeout=30.0), "ray": RayActors(timeout=30.0)}
-IMPATIENT = {"torchrun": Torchrun(timeout=4.0), "ray": RayActors(timeout=4.0)}   # where somebody will freeze
+BACKENDS = {"inprocess": InProcess(), "torchrun": Torchrun(timeout=60.0), "ray": RayActors(timeout=60.0)}
+IMPATIENT = {"torchrun": Torchrun(timeout=4.0), "ray": RayActors(timeout=12.0)}   # where somebody will freeze
 ROUNDS, STRUCK = 4, 2
 TASK = blobs(features=20_000)    # 80,019 parameters: partial sums travel by themselves
 
