@@ -144,7 +144,8 @@ class Rank:
         if current_thread() is not main_thread():   # whose business signals are
             yield
             return
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        asking = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in asking}
         try:
             yield
         finally:
