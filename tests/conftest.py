@@ -11,6 +11,7 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -25,6 +26,8 @@ import torch
 from processes import children
 
 torch.set_num_threads(1)
+# A shell without job control lets what it starts in the background ignore Ctrl-C, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every process that descends from this session carries the mark, even after its parent died.
 MARK = f"FEDLEARN_TEST_SESSION={uuid.uuid4().hex}"
