@@ -103,7 +103,7 @@ def one(place: str, algorithm: str, reduce: str, parameters: int) -> dict[str, A
     if place == "ray":  # one cluster for both runs, so that connecting to it does not count
         import ray
 
-        from fedlearn.backends.ray_actors import PROMPT, QUIET
+        from fedlearn.backends.ray_cluster import PROMPT, QUIET
 
         os.environ.update(QUIET)
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
