@@ -106,7 +106,7 @@ def family(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_strangers_are_refused_and_change_nothing(driver: Callable) -> None:
-    process, target = driver(0.4, 25)
+    process, target = driver(0.4, 45)
     sockets = listening(family(process.pid))
     assert len(sockets) > 3
     assert {address for address, _ in sockets} <= LOOPBACK
@@ -123,7 +123,7 @@ def test_strangers_are_refused_and_change_nothing(driver: Callable) -> None:
     assert process.poll() is None       # it was there all the time
     out, err = process.communicate(timeout=90)
     assert (process.returncode, err) == (0, "")
-    assert out.strip() == digest(play(experiment(Slow(), rounds=25, cohort=4))[0])
+    assert out.strip() == digest(play(experiment(Slow(), rounds=45, cohort=4))[0])
     assert ended(target) and not Path(target["folder"]).exists()
 
 
