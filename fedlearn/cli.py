@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from fedlearn.arguments import OVERRIDES, Parser, add_run, groups_text, verb_parser
 from fedlearn.config import catalog
 from fedlearn.errors import ConfigError, DataError, FedlearnError, Stopped, one_of
 
@@ -26,25 +26,6 @@ EXAMPLES = """examples:
   fedlearn run pipeline=[clip] pipeline.clip.norm=2
   fedlearn run --cfg job algorithm=fedadam        (prints what would run)
 """
-
-OVERRIDES = """overrides:
-  group=option      choose an option of a group, as in algorithm=scaffold
-  group.key=value   set one of its keys, as in algorithm.lr=0.05
-  key=value         set a setting of the run, as in rounds=100 or local.steps=10
-  +key=value        add a key, for classes of your own
-  --config-dir DIR  adds DIR/<group>/<name>.yaml to the options
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2 after one line on stderr."""
-        self.exit(2, f"error: {message} (`{self.prog} --help` helps)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,8 +79,8 @@ def _main(argv: list[str]) -> int:
 
 def run(argv: list[str]) -> int:
     """Compose, check and run an experiment, or print its configuration."""
-    parser = _verb("run", "Run an experiment: one option of each group, and settings.",
-                   OVERRIDES, _groups(), EXAMPLES)
+    parser = verb_parser("run", "Run an experiment: one option of each group, and settings.",
+                   OVERRIDES, groups_text(), EXAMPLES)
     parser.add_argument("overrides", nargs="*", metavar="override", help="what differs from the defaults")
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration, check it, and stop")
     args = parser.parse_intermixed_args(argv)
@@ -115,11 +96,11 @@ def resume(argv: list[str]) -> int:
     """Continue a run from its newest good checkpoint."""
     from fedlearn.config.compose import RESUMABLE, recompose
 
-    parser = _verb("resume", "Continue a run from its newest good checkpoint.",
+    parser = verb_parser("resume", "Continue a run from its newest good checkpoint.",
                    f"overrides may change {', '.join(RESUMABLE)}; the result is the same wherever it runs.\n",
                    "examples:\n  fedlearn resume latest\n  fedlearn resume fedavg-digits backend=torchrun\n"
                    "  fedlearn resume runs/fedavg-digits/20261122-005601-a1b2c3 rounds=200\n")
-    _run_argument(parser)
+    add_run(parser)
     parser.add_argument("overrides", nargs="*", metavar="override", help="what changes, as in backend=ray")
     args = parser.parse_intermixed_args(argv)
     if args.run is None:
@@ -137,10 +118,10 @@ def resume(argv: list[str]) -> int:
 
 def show(argv: list[str]) -> int:
     """Show a run, finished or not, or how a task's data is split."""
-    parser = _verb("show", "Show a run: partition, table and curves; or a partition without a run.",
+    parser = verb_parser("show", "Show a run: partition, table and curves; or a partition without a run.",
                    "examples:\n  fedlearn show latest\n  fedlearn show fedavg-digits --cfg job\n"
                    "  fedlearn show partition task=digits heterogeneity=dirichlet heterogeneity.alpha=0.1\n")
-    _run_argument(parser, ", or the word partition")
+    add_run(parser, ", or the word partition")
     parser.add_argument("overrides", nargs="*", metavar="override",
                         help="with partition: what to split and how")
     parser.add_argument("--cfg", choices=["job"], help="print the configuration only")
@@ -189,7 +170,7 @@ def show(argv: list[str]) -> int:
 
 def list_options(argv: list[str]) -> int:
     """Print the options of one group or of all, each with its description and citation."""
-    parser = _verb("list", "List what can be chosen, each with one line and its citation.",
+    parser = verb_parser("list", "List what can be chosen, each with one line and its citation.",
                    "examples:\n  fedlearn list\n  fedlearn list algorithms\n  fedlearn list heterogeneity\n"
                    "  fedlearn list optimizers     (for local.optimizer and server.optimizer)\n")
     parser.add_argument("group", nargs="?", help="a group, in the singular or the plural; without: all")
@@ -213,7 +194,7 @@ def chaos(argv: list[str]) -> int:
     """Rehearse failures: a run under faults on purpose, compared with the undisturbed one."""
     from fedlearn.chaos import rehearse
 
-    parser = _verb("chaos", "Rehearse failures: run undisturbed, then under faults on purpose, and compare.",
+    parser = verb_parser("chaos", "Rehearse failures: run undisturbed, then under faults on purpose, and compare.",
                    OVERRIDES, rehearse.EXAMPLES)
     return rehearse.main(parser, argv)
 
@@ -287,27 +268,6 @@ def _print_checked(cfg: Any) -> int:
     print(to_yaml(cfg), end="", flush=True)
     parts(cfg)
     return 0
-
-
-def _verb(name: str, about: str, *after: str) -> Parser:
-    parser = Parser(prog=f"fedlearn {name}", description=about, epilog="\n".join(after))
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with more options")
-    return parser
-
-
-def _run_argument(parser: Parser, more: str = "") -> None:
-    parser.add_argument("run", metavar="RUN", nargs="?", help=f"a run's folder, its name, its id or latest{more}")
-    parser.add_argument("--runs", type=Path, default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--trust", action="store_true",
-                        help="the run folder is yours: its configuration may name any class, also of this folder")
-
-
-def _groups() -> str:
-    """List the groups and the names of their options, for the help."""
-    groups = catalog.options()
-    wide = max(map(len, groups), default=0)
-    lines = (f"  {name:<{wide}}  {', '.join(options)}" for name, options in sorted(groups.items()))
-    return "groups and their options (`fedlearn list` describes them):\n" + "\n".join(lines) + "\n"
 
 
 GIVEN = ("resume", "show")  # verbs that read a run folder, which may have been given to the user

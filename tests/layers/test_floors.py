@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "running": ALL,
     "api": ALL | {"running"},
     "chaos": GROUND | {"backends", "config", "tracking", "checkpoint"},
-    "cli": ALL | {"running", "chaos"},
+    "arguments": {"config"},
+    "cli": ALL | {"running", "chaos", "arguments"},
     **dict.fromkeys(["__init__", "__main__"], ALL | {"running", "api", "cli"}),
 }
 CONCRETE = ("fedlearn.backends.inprocess", "fedlearn.backends.torchrun", "fedlearn.backends.ray")
