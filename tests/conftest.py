@@ -12,6 +12,7 @@ import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -123,6 +124,16 @@ def nothing_left_behind(pytestconfig: pytest.Config) -> Iterator[None]:
              if not any(fnmatch(path.name, pattern) for pattern in NOT_OURS)]
     if left:
         pytest.fail("the suite left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, outside of torchrun, and leave sys.path as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

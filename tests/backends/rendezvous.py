@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedlearn.backends.torchrun_serve import Server
@@ -49,8 +49,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def ranks(code: str, server: Server, world: int) -> list[tuple[int, str]]:
-    """Run ranks as processes of their own; return how they ended and what they said."""
+def start_ranks(code: str, server: Server, world: int) -> list[subprocess.Popen[str]]:
+    """Start ranks as processes of their own, each told the token."""
     children = []
     for rank in range(world):
         child = subprocess.Popen([sys.executable, "-c", code, str(server.port), str(rank), str(world)], cwd=ROOT,
@@ -59,12 +59,23 @@ def ranks(code: str, server: Server, world: int) -> list[tuple[int, str]]:
         child.stdin.write(f"{TOKEN.hex()}\n")
         child.stdin.flush()
         children.append(child)
+    return children
+
+
+def end_ranks(children: Sequence[subprocess.Popen[str]]) -> None:
+    """End ranks, whatever they are doing."""
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def ranks(code: str, server: Server, world: int) -> list[tuple[int, str]]:
+    """Run ranks as processes of their own; return how they ended and what they said."""
+    children = start_ranks(code, server, world)
     try:
         return [(child.wait(90), child.communicate()[0].strip()) for child in children]
     finally:
-        for child in children:
-            child.kill()
-            child.communicate()
+        end_ranks(children)
 
 
 class serve_once:

@@ -18,24 +18,11 @@ from backends.rendezvous import TOKEN, together, until
 
 from fedlearn.backends import torchrun_serve
 from fedlearn.backends.torchrun_serve import STRANGERS, Server
-from fedlearn.backends.torchrun_store import Client, connect, serve
+from fedlearn.backends.torchrun_store import Client, connect
 from fedlearn.backends.torchrun_table import LINES
 from fedlearn.backends.torchrun_wire import HELLO, LONGEST, MAGIC, NONCE, Impostor, introduce, prove
 
 pytestmark = pytest.mark.usefixtures("tidy")
-
-
-@pytest.fixture
-def lines() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def server(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(torchrun_serve, "PATIENCE", 0.4)
-    server = serve(TOKEN, timeout=10, log=lines.append)
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from backends.rendezvous import ROOT, TOKEN, together
+from backends.rendezvous import TOKEN, end_ranks, start_ranks, together
 from problems import begin, experiment, play
 from processes import children
 
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends import torchrun_rendezvous, torchrun_serve
+from fedlearn.backends import torchrun_rendezvous
 from fedlearn.backends.torchrun import Torchrun
 from fedlearn.backends.torchrun_mesh import confirm, deafen, listeners
 from fedlearn.backends.torchrun_serve import Server
@@ -31,19 +28,6 @@ from fedlearn.backends.torchrun_wire import Impostor
 from fedlearn.vectors import digest
 
 pytestmark = [pytest.mark.torchrun, pytest.mark.usefixtures("tidy")]
-
-
-@pytest.fixture
-def lines() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def server(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(torchrun_serve, "PATIENCE", 0.4)
-    server = serve(TOKEN, timeout=10, log=lines.append)
-    yield server
-    server.close()
 
 
 def knock(port: int) -> socket.socket:
@@ -130,18 +114,6 @@ os._exit(0)
 """
 
 
-def start_ranks(server: Server, world: int) -> list[subprocess.Popen]:
-    children = []
-    for rank in range(world):
-        child = subprocess.Popen([sys.executable, "-c", RANK, str(server.port), str(rank), str(world)], cwd=ROOT,
-                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert child.stdin is not None
-        child.stdin.write(f"{TOKEN.hex()}\n")
-        child.stdin.flush()
-        children.append(child)
-    return children
-
-
 def ports(pid: int) -> list[int]:
     """Return the ports at which a process listens."""
     own = set()
@@ -177,7 +149,7 @@ def harass(where: list[int], stop: threading.Event, held: list[socket.socket]) -
 
 
 def test_a_group_at_work_is_not_disturbed(server: Server, lines: list[str]) -> None:
-    children = start_ranks(server, 3)
+    children = start_ranks(RANK, server, 3)
     stop, held = threading.Event(), []
     harassing: list[threading.Thread] = []
 
@@ -202,9 +174,7 @@ def test_a_group_at_work_is_not_disturbed(server: Server, lines: list[str]) -> N
         stop.set()
         for thread in harassing:
             thread.join()
-        for child in children:
-            child.kill()
-            child.communicate()
+        end_ranks(children)
         for sock in held:
             sock.close()
     assert [child.returncode for child in children] == [0] * 3
@@ -215,7 +185,7 @@ def test_a_group_at_work_is_not_disturbed(server: Server, lines: list[str]) -> N
 
 
 def test_who_takes_a_ranks_place_at_gloo_is_found_out(server: Server) -> None:
-    children = start_ranks(server, 3)
+    children = start_ranks(RANK, server, 3)
     held = []
     try:
         server.store.wait([f"listens/{rank}" for rank in range(3)], timedelta(seconds=60))
@@ -228,9 +198,7 @@ def test_who_takes_a_ranks_place_at_gloo_is_found_out(server: Server) -> None:
         server.store.set("connect", "1")
         said = [child.communicate(timeout=60)[0] for child in children]
     finally:
-        for child in children:
-            child.kill()
-            child.communicate()
+        end_ranks(children)
         for sock in held:
             sock.close()
     assert [child.returncode for child in children] == [0] * 3

@@ -19,13 +19,9 @@ HEAVY = {"torch", "numpy", "hydra", "omegaconf", "matplotlib", "rich", "ray", "w
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder, outside of torchrun, and leave sys.path as it was."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+def folder(empty_folder: Path) -> Path:
+    """Work in an empty folder."""
+    return empty_folder
 
 
 def error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

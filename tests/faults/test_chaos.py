@@ -34,13 +34,9 @@ ACTORS = Scene("RayActors", 2, 30, 10)
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder, outside of torchrun."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+def folder(empty_folder: Path) -> Path:
+    """Work in an empty folder."""
+    return empty_folder
 
 
 # The schedule

@@ -19,13 +19,9 @@ SMALL = ["clients=6", "cohort=4", "local.steps=2", "evaluate.every=0", "model.wi
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder, outside of torchrun."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+def folder(empty_folder: Path) -> Path:
+    """Work in an empty folder."""
+    return empty_folder
 
 
 def chaos(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:

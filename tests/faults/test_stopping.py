@@ -35,54 +35,38 @@ def send(round: int) -> None:
         time.sleep(0.02)             # the handler has run, and a timer of no seconds is over
 
 
-@dataclass(frozen=True)
-class SignalledFedAvg(FedAvg):
-    """FedAvg whose clients send the signals."""
+class Signals:
+    """An algorithm whose clients, or nodes, send the signals that are due before they step."""
 
-    def local_step(self, y: Any, b: Any, c: Any, oracle: Any, info: Any) -> Any:
-        """Step after sending what is due."""
-        send(info.round)
-        return super().local_step(y, b, c, oracle, info)
-
-
-@dataclass(frozen=True)
-class SignalledScaffold(Scaffold):
-    """SCAFFOLD, with its states, whose clients send the signals."""
-
-    def local_step(self, y: Any, b: Any, c: Any, oracle: Any, info: Any) -> Any:
-        """Step after sending what is due."""
-        send(info.round)
-        return super().local_step(y, b, c, oracle, info)
+    def local_step(self, *args: Any) -> Any:
+        """Step after sending what is due; the last argument says in which round."""
+        send(args[-1].round)
+        return super().local_step(*args)    # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class SignalledMime(Mime):
-    """Mime, whose server moves twice a round, and whose clients send the signals."""
-
-    def local_step(self, y: Any, b: Any, c: Any, oracle: Any, info: Any) -> Any:
-        """Step after sending what is due."""
-        send(info.round)
-        return super().local_step(y, b, c, oracle, info)
+class SignalledFedAvg(Signals, FedAvg):
+    """FedAvg."""
 
 
 @dataclass(frozen=True)
-class SignalledFedBuff(FedBuff):
-    """FedBuff whose clients send the signals."""
-
-    def local_step(self, y: Any, b: Any, c: Any, oracle: Any, info: Any) -> Any:
-        """Step after sending what is due."""
-        send(info.round)
-        return super().local_step(y, b, c, oracle, info)
+class SignalledScaffold(Signals, Scaffold):
+    """SCAFFOLD, with its states."""
 
 
 @dataclass(frozen=True)
-class SignalledDSGD(DSGD):
-    """D-SGD whose nodes send the signals."""
+class SignalledMime(Signals, Mime):
+    """Mime, whose server moves twice a round."""
 
-    def local_step(self, s: Any, oracle: Any, info: Any) -> Any:
-        """Step after sending what is due."""
-        send(info.round)
-        return super().local_step(s, oracle, info)
+
+@dataclass(frozen=True)
+class SignalledFedBuff(Signals, FedBuff):
+    """FedBuff, without rounds of a cohort."""
+
+
+@dataclass(frozen=True)
+class SignalledDSGD(Signals, DSGD):
+    """D-SGD, without a server."""
 
 
 def new(algorithm: Any = None, **choices: Any) -> Any:
