@@ -113,7 +113,7 @@ def nothing_left_behind(pytestconfig: pytest.Config) -> Iterator[None]:
     gc.collect()
     if Path("/proc/self/net/tcp").exists():
         stop_python_helpers()
-        deadline = time.monotonic() + 10  # those that are just ending may end
+        deadline = time.monotonic() + 75  # those that are just ending may end; a dead Ray's agents take a minute
         while running() and time.monotonic() < deadline:
             time.sleep(0.1)
     left = []

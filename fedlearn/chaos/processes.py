@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 NAME = "FEDLEARN_CHAOS_TRIAL"
-GRACE = 10.0    # seconds in which those that are just ending may end
+# Seconds in which those that are just ending may end. Two agents of Ray, whose raylet and GCS died with their driver,
+# try for a minute to tell a GCS of it before they end.
+GRACE = 75.0
 
 
 def countable() -> bool:
