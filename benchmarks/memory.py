@@ -83,11 +83,11 @@ class Peak:
 def backend(place: str) -> Any:
     """Return two workers."""
     if place.startswith("torchrun"):
-        from fedlearn.backends.torchrun import Torchrun
+        from fedlearn.backends.torchrun.backend import Torchrun
 
         return Torchrun(workers=3, dedicated=True) if "dedicated" in place else Torchrun(workers=2)
     if place == "ray":
-        from fedlearn.backends.ray_actors import RayActors
+        from fedlearn.backends.ray.backend import RayActors
 
         return RayActors(workers=2)
     from fedlearn.backends.inprocess import InProcess
@@ -103,7 +103,7 @@ def one(place: str, algorithm: str, reduce: str, parameters: int) -> dict[str, A
     if place == "ray":  # one cluster for both runs, so that connecting to it does not count
         import ray
 
-        from fedlearn.backends.ray_cluster import PROMPT, QUIET
+        from fedlearn.backends.ray.cluster import PROMPT, QUIET
 
         os.environ.update(QUIET)
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",

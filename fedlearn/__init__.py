@@ -44,7 +44,8 @@ _EXPORTS = {
     "ClientStore": "data.store", "GeneratedStore": "data.generated",
     "LocalWork": "policies.local_work",
     "Clock": "policies.clock",
-    "InProcess": "backends.inprocess", "Torchrun": "backends.torchrun", "RayActors": "backends.ray_actors",
+    "InProcess": "backends.inprocess", "Torchrun": "backends.torchrun.backend",
+    "RayActors": "backends.ray.backend",
     "Synchronous": "protocols.synchronous", "Asynchronous": "protocols.asynchronous",
     "Coded": "protocols.coded", "Gossip": "protocols.gossip",
 }

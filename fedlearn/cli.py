@@ -205,7 +205,7 @@ def token(argv: list[str]) -> int:
                     "several hosts: give every host the same file, and name it with backend.token=FILE.")
     parser.add_argument("file", type=Path, metavar="FILE", help="a file that does not exist yet; only you can read it")
     args = parser.parse_args(argv)
-    from fedlearn.backends.torchrun_token import write_token
+    from fedlearn.backends.torchrun.token import write_token
 
     write_token(args.file)
     return 0

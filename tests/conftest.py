@@ -140,13 +140,13 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ray_cluster() -> Iterator[str]:
     """A cluster that tests join because the process is connected to it; its address."""
     ray = pytest.importorskip("ray")
-    from fedlearn.backends import ray_cluster
+    from fedlearn.backends.ray import cluster
 
     before, folder = children(), tempfile.mkdtemp(prefix="ray-", dir="/tmp")    # short enough for Ray's sockets
-    ray_cluster.start(ray, 3, 100 * 2**20, Path(folder))
+    cluster.start(ray, 3, 100 * 2**20, Path(folder))
     lasting.update(children() - before)
     yield ray.get_runtime_context().gcs_address
-    ray_cluster.stop(ray)
+    cluster.stop(ray)
     shutil.rmtree(folder, ignore_errors=True)
 
 

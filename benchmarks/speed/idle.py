@@ -96,7 +96,7 @@ def main() -> None:
 
     backend: Any = InProcess()
     if args.workers > 1:
-        from fedlearn.backends.torchrun import Torchrun
+        from fedlearn.backends.torchrun.backend import Torchrun
         backend = Torchrun(workers=args.workers, timeout=3600.0)
     torch.set_num_threads(1)
     fedlearn.run(algorithm=Idle(), task=NoTask(args.parameters), rounds=args.rounds, backend=backend,

@@ -161,7 +161,7 @@ def rehearse(asked: Asked, say: Callable[[str], Any]) -> tuple[Rehearsal, Path]:
 
 def _with_token(setting: Setting, cfg: Any) -> Setting:
     """Give ranks on several hosts the secret that they need to meet, if the configuration names none."""
-    from ..backends.torchrun_token import write_token
+    from ..backends.torchrun.token import write_token
 
     if cfg.backend.token is not None:
         return setting
@@ -188,7 +188,7 @@ def limit_of(undisturbed: Trial) -> int:
 
 def _large(undisturbed: Trial | None) -> bool:
     """Return whether torchrun ranks add partial sums up apart from their answers, as they do with large ones."""
-    from ..backends.torchrun_bundle import SMALL
+    from ..backends.torchrun.bundle import SMALL
 
     folder = undisturbed and undisturbed.run_folder()
     lines = [line for line in folder.metrics() if line.get("clients") and line.get("bytes_up")] if folder else []

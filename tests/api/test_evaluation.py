@@ -15,7 +15,7 @@ from torch import nn
 import fedlearn
 from fedlearn import cli
 from fedlearn.algorithms.fedavg import FedAvg
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.checkpoint import Checkpoints
 from fedlearn.errors import ClientError, ConfigError, ModelError
 from fedlearn.running.execute import checkpoint_of, execute

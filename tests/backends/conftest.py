@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 from backends.rendezvous import TOKEN
 
-from fedlearn.backends import torchrun_serve
-from fedlearn.backends.torchrun_serve import Server
-from fedlearn.backends.torchrun_store import serve
+from fedlearn.backends.torchrun.serve import Server
+from fedlearn.backends.torchrun.store import serve
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def lines() -> list[str]:
 @pytest.fixture
 def server(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A store that serves on loopback."""
-    monkeypatch.setattr(torchrun_serve, "PATIENCE", 0.4)
+    monkeypatch.setattr("fedlearn.backends.torchrun.serve.PATIENCE", 0.4)
     server = serve(TOKEN, timeout=10, log=lines.append)
     yield server
     server.close()

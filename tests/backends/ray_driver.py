@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from backends.unruly import Slow
 from problems import begin, experiment
 
-from fedlearn.backends.ray_actors import RayActors
+from fedlearn.backends.ray.backend import RayActors
 from fedlearn.errors import FedlearnError
 from fedlearn.vectors import digest
 

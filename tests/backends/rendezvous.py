@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedlearn.backends.torchrun_serve import Server
-from fedlearn.backends.torchrun_wire import HELLO
+from fedlearn.backends.torchrun.serve import Server
+from fedlearn.backends.torchrun.wire import HELLO
 
 TOKEN = b"a token for tests only"
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from problems import blobs, experiment, setup_of
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun_agree import fingerprint
+from fedlearn.backends.torchrun.agree import fingerprint
 from fedlearn.tasks.quadratic import Quadratic
 from fedlearn.work import Setup
 

@@ -10,7 +10,7 @@ from oracles.nets import federation
 from problems import experiment, play
 
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.models.cnn import CNN
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.vectors import digest

@@ -17,9 +17,8 @@ from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends import ray_turn
-from fedlearn.backends.ray_actors import RayActors
-from fedlearn.backends.ray_turn import Turn
+from fedlearn.backends.ray.backend import RayActors
+from fedlearn.backends.ray.turn import Turn
 from fedlearn.errors import ClientError, ConfigError, NonFiniteUpdate, UpdateOverflow, WorkerError
 from fedlearn.vectors import digest
 
@@ -138,7 +137,7 @@ def test_an_actor_that_is_lost_while_its_large_sum_is_fetched(monkeypatch: pytes
             ray.kill(seat.actor)
             killed.append(seat)
 
-    monkeypatch.setattr(ray_turn, "PIECE", 10_000)
+    monkeypatch.setattr("fedlearn.backends.ray.turn.PIECE", 10_000)
     monkeypatch.setattr(Turn, "_add", kill_after_the_second_piece)
     x = play(experiment(**choices, reduce=reduce, backend=RayActors(workers=2)))[0]
     assert killed

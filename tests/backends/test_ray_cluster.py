@@ -18,8 +18,8 @@ from backends.unruly import Slow
 from problems import begin, experiment, play
 
 from fedlearn.backends.parcel import sweep
-from fedlearn.backends.ray_actors import RayActors
-from fedlearn.backends.ray_cluster import join, start
+from fedlearn.backends.ray.backend import RayActors
+from fedlearn.backends.ray.cluster import join, start
 from fedlearn.errors import ConfigError
 from fedlearn.vectors import digest
 
@@ -153,17 +153,17 @@ HOST = """
 import os, shutil, sys, time, tempfile, signal
 from pathlib import Path
 import ray
-from fedlearn.backends import ray_cluster
+from fedlearn.backends.ray import cluster
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-draw = ray_cluster.secrets.token_hex
-ray_cluster.secrets.token_hex = lambda n: Path(sys.argv[1], "token").write_text("%s" % (t := draw(n))) and t
+draw = cluster.secrets.token_hex
+cluster.secrets.token_hex = lambda n: Path(sys.argv[1], "token").write_text("%s" % (t := draw(n))) and t
 try:
-    ray_cluster.start(ray, 2, 100 * 2**20, folder)
+    cluster.start(ray, 2, 100 * 2**20, folder)
     print(ray.get_runtime_context().gcs_address, flush=True)
     time.sleep(120)
 finally:
-    ray_cluster.stop(ray)
+    cluster.stop(ray)
     shutil.rmtree(folder, ignore_errors=True)
 """
 

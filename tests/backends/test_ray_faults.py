@@ -14,8 +14,7 @@ from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends import ray_turn
-from fedlearn.backends.ray_actors import RayActors, RayWorkers
+from fedlearn.backends.ray.backend import RayActors, RayWorkers
 from fedlearn.errors import WorkerError
 from fedlearn.faults import Fault, Faults
 from fedlearn.vectors import digest
@@ -73,7 +72,7 @@ def test_frozen_and_hung(algorithm: Any, schedule: tuple[Fault, ...], tmp_path: 
 
 
 def test_sums_that_are_fetched_in_pieces(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_turn, "PIECE", 30_000)
+    monkeypatch.setattr("fedlearn.backends.ray.turn.PIECE", 30_000)
     schedule = (Fault("corrupt", "upload", 0), Fault("kill", "reduce", 1), Fault("kill", "idle", 1))
     told(FedAvg(), schedule, 3, tmp_path, capfd, task=blobs(features=20_000))
 

@@ -16,11 +16,10 @@ import pytest
 import torch.distributed as dist
 from backends.rendezvous import TOKEN, together, until
 
-from fedlearn.backends import torchrun_serve
-from fedlearn.backends.torchrun_serve import STRANGERS, Server
-from fedlearn.backends.torchrun_store import Client, connect
-from fedlearn.backends.torchrun_table import LINES
-from fedlearn.backends.torchrun_wire import HELLO, LONGEST, MAGIC, NONCE, Impostor, introduce, prove
+from fedlearn.backends.torchrun.serve import STRANGERS, Server
+from fedlearn.backends.torchrun.store import Client, connect
+from fedlearn.backends.torchrun.table import LINES
+from fedlearn.backends.torchrun.wire import HELLO, LONGEST, MAGIC, NONCE, Impostor, introduce, prove
 
 pytestmark = pytest.mark.usefixtures("tidy")
 
@@ -156,7 +155,7 @@ def test_a_replayed_frame_is_refused(server: Server, client: Client) -> None:
 
 def test_idle_connections_keep_nobody_out_and_take_no_room(server: Server, client: Client, lines: list[str],
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchrun_serve, "PATIENCE", 3.0)
+    monkeypatch.setattr("fedlearn.backends.torchrun.serve.PATIENCE", 3.0)
     guests = [knock(server.port) for _ in range(200)]
     start = time.monotonic()
     late = connect(TOKEN, "127.0.0.1", server.port, 10)

@@ -18,13 +18,12 @@ from problems import begin, experiment, play
 from processes import children
 
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends import torchrun_rendezvous
-from fedlearn.backends.torchrun import Torchrun
-from fedlearn.backends.torchrun_mesh import confirm, deafen, listeners
-from fedlearn.backends.torchrun_serve import Server
-from fedlearn.backends.torchrun_store import serve
-from fedlearn.backends.torchrun_table import LINES
-from fedlearn.backends.torchrun_wire import Impostor
+from fedlearn.backends.torchrun.backend import Torchrun
+from fedlearn.backends.torchrun.mesh import confirm, deafen, listeners
+from fedlearn.backends.torchrun.serve import Server
+from fedlearn.backends.torchrun.store import serve
+from fedlearn.backends.torchrun.table import LINES
+from fedlearn.backends.torchrun.wire import Impostor
 from fedlearn.vectors import digest
 
 pytestmark = [pytest.mark.torchrun, pytest.mark.usefixtures("tidy")]
@@ -41,7 +40,7 @@ def hangs_up(sock: socket.socket) -> bool:
 
 def test_a_run_goes_on_and_tells_nobody_its_token(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
                                                   caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(torchrun_rendezvous, "new_token", lambda: TOKEN)
+    monkeypatch.setattr("fedlearn.backends.torchrun.rendezvous.new_token", lambda: TOKEN)
     undisturbed, _ = play(experiment(Scaffold(), rounds=3))
     caplog.set_level("DEBUG")
     loop, workers = begin(experiment(Scaffold(), rounds=3, backend=Torchrun(workers=3)))
@@ -76,11 +75,11 @@ RANK = """
 import os, sys, time
 from datetime import timedelta
 import torch, torch.distributed as dist
-from fedlearn.backends import torchrun_mesh
-from fedlearn.backends.torchrun_store import connect
+from fedlearn.backends.torchrun import mesh
+from fedlearn.backends.torchrun.store import connect
 token, port, rank, world = bytes.fromhex(sys.stdin.readline()), *map(int, sys.argv[1:4])
 store = connect(token, "127.0.0.1", port, 60)
-look = torchrun_mesh.listeners
+look = mesh.listeners
 
 def listeners():
     found = look()
@@ -89,10 +88,10 @@ def listeners():
         store.wait(["connect"], timedelta(seconds=60))
     return found
 
-torchrun_mesh.listeners = listeners
+mesh.listeners = listeners
 start = time.monotonic()
 try:
-    gloo = torchrun_mesh.mesh(store, "gloo", rank, world, "lo", 3)
+    gloo = mesh.mesh(store, "gloo", rank, world, "lo", 3)
 except RuntimeError as e:
     print("refused", str(e).splitlines()[0])
     sys.stdout.flush()

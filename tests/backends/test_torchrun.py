@@ -17,9 +17,8 @@ from problems import begin, blobs, experiment, play, setup_of
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends import torchrun_children
-from fedlearn.backends.torchrun import Torchrun
-from fedlearn.backends.torchrun_device import choose
+from fedlearn.backends.torchrun.backend import Torchrun
+from fedlearn.backends.torchrun.device import choose
 from fedlearn.errors import ConfigError, NonFiniteUpdate, UpdateOverflow, WorkerError
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.vectors import digest
@@ -129,7 +128,7 @@ def test_a_rank_that_dies_at_its_start_is_known_at_once() -> None:
 
 
 def test_a_rank_that_stays_silent_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchrun_children, "START", 0.0)
+    monkeypatch.setattr("fedlearn.backends.torchrun.children.START", 0.0)
     with pytest.raises(WorkerError, match=r"rank 1 \(process \d+\) was not ready within 1.5 s"):
         begin(experiment(Sleeps(), backend=Torchrun(workers=2, timeout=1.5)))
 
@@ -158,7 +157,7 @@ ORPHANS = """
 import os, sys, time
 from problems import begin, experiment
 from fedlearn.algorithms.fedavg import FedAvg
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 loop, workers = begin(experiment(FedAvg(), backend=Torchrun(workers=3)))
 print(*[child.process.pid for child in workers.children], flush=True)
 time.sleep(600)
@@ -186,7 +185,7 @@ from pathlib import Path
 import torch
 from problems import blobs, experiment, setup_of
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.errors import FedlearnError
 from fedlearn.vectors import digest
 

@@ -15,7 +15,7 @@ from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.vectors import digest
 
 pytestmark = [pytest.mark.torchrun, pytest.mark.usefixtures("tidy")]
@@ -53,7 +53,7 @@ import sys
 from pathlib import Path
 from problems import begin, blobs, experiment
 from fedlearn.algorithms.fedavg import FedAvg
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.faults import Fault, Faults, lead
 faults = Faults((Fault("hang", "train", 1, seconds=600, anywhere=True),), Path(sys.argv[1]))
 e = experiment(FedAvg(), task=blobs(), cohort=1, backend=Torchrun(workers=2, hang=1.5), faults=faults)
@@ -82,7 +82,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 from problems import begin, blobs, experiment
 from fedlearn.algorithms.fedavg import FedAvg
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 class Asked(Exception):
     pass
 def ask(*_):
@@ -135,7 +135,7 @@ import os, signal, sys, time
 from pathlib import Path
 from problems import blobs, experiment, setup_of
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.errors import FedlearnError
 from fedlearn.faults import Fault, Faults, lead
 from fedlearn.vectors import digest

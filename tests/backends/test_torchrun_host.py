@@ -21,12 +21,11 @@ from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends import torchrun_host, torchrun_mesh
-from fedlearn.backends.torchrun import LOOPBACK, Torchrun
-from fedlearn.backends.torchrun_bundle import SMALL
-from fedlearn.backends.torchrun_group import Group
-from fedlearn.backends.torchrun_host import ALIGNED, Memory, places, settle
-from fedlearn.backends.torchrun_store import connect, serve
+from fedlearn.backends.torchrun.backend import LOOPBACK, Torchrun
+from fedlearn.backends.torchrun.bundle import SMALL
+from fedlearn.backends.torchrun.group import Group
+from fedlearn.backends.torchrun.host import ALIGNED, Memory, places, settle
+from fedlearn.backends.torchrun.store import connect, serve
 from fedlearn.errors import ClientError, WorkerError
 from fedlearn.vectors import digest
 
@@ -97,7 +96,7 @@ KILLED = """
 import time
 from problems import begin, blobs, experiment
 from fedlearn.algorithms.fedavg import FedAvg
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 loop, workers = begin(experiment(FedAvg(), task=blobs(features=20_000), backend=Torchrun(workers=3)))
 loop.round(0)
 print(workers.group.host.memory.address[2], flush=True)
@@ -137,12 +136,12 @@ import os, sys
 from pathlib import Path
 from problems import blobs, experiment, setup_of
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends import torchrun_host
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun import host
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.vectors import digest
 
 backend = Torchrun()
-torchrun_host.gethostname = lambda: "first" if backend.rank() == 0 else "second"
+host.gethostname = lambda: "first" if backend.rank() == 0 else "second"
 e = experiment(Scaffold(), rounds=3, cohort=3, backend=backend, task=blobs(features=20_000))
 workers = backend.open(setup_of(e))
 host = workers.group.host
@@ -174,8 +173,8 @@ def together(hosts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: Ca
     """Return what a function makes of the group at every rank; ``hosts`` names each rank's host."""
     here = local()
     # Of one process's ranks each would deafen the others, too.
-    monkeypatch.setattr(torchrun_mesh, "deafen", lambda fds: None)
-    monkeypatch.setattr(torchrun_host, "gethostname", lambda: here.name)
+    monkeypatch.setattr("fedlearn.backends.torchrun.mesh.deafen", lambda fds: None)
+    monkeypatch.setattr("fedlearn.backends.torchrun.host.gethostname", lambda: here.name)
     world, server = len(hosts), serve(TOKEN)
 
     def be(rank: int) -> Any:

@@ -14,8 +14,8 @@ from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun import Torchrun
-from fedlearn.backends.torchrun_coordinator import Coordinator
+from fedlearn.backends.torchrun.backend import Torchrun
+from fedlearn.backends.torchrun.coordinator import Coordinator
 from fedlearn.errors import WorkerError
 from fedlearn.faults import WORKER, Fault, Faults, lead
 from fedlearn.vectors import digest

@@ -15,10 +15,9 @@ import pytest
 import torch.distributed as dist
 from backends.rendezvous import free_port, together
 
-from fedlearn.backends import torchrun_meet
-from fedlearn.backends.torchrun_meet import address_for, interface_address, meet
-from fedlearn.backends.torchrun_store import serve
-from fedlearn.backends.torchrun_token import folder_for, forget_token, new_token, read_token, token_for, write_token
+from fedlearn.backends.torchrun.meet import address_for, interface_address, meet
+from fedlearn.backends.torchrun.store import serve
+from fedlearn.backends.torchrun.token import folder_for, forget_token, new_token, read_token, token_for, write_token
 from fedlearn.errors import ConfigError, WorkerError
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -100,7 +99,7 @@ def test_a_folder_that_somebody_else_made_is_not_trusted(tmp_path: Path, what: s
     else:
         folder.mkdir(0o700)
         real, mine = os.geteuid(), folder
-        monkeypatch.setattr("fedlearn.backends.torchrun_token.folder_for", lambda environ: mine)
+        monkeypatch.setattr("fedlearn.backends.torchrun.token.folder_for", lambda environ: mine)
         monkeypatch.setattr(os, "geteuid", lambda: real + 1)
     try:
         for rank in (0, 1):
@@ -194,7 +193,7 @@ def test_what_an_earlier_attempt_left_behind_is_passed_over(launchers: list) -> 
 
 
 def test_another_token_is_refused_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchrun_meet, "STALE", 0.3)
+    monkeypatch.setattr("fedlearn.backends.torchrun.meet.STALE", 0.3)
     for name in "ab":
         write_token(tmp_path / name)
     port = free_port()
@@ -213,7 +212,7 @@ def test_another_token_is_refused_and_said(tmp_path: Path, monkeypatch: pytest.M
                                           ("\0" * 3000, "somebody changed it"), ("1.2 9999999", "somebody changed it")])
 def test_a_launchers_store_that_was_tampered_with_leads_nobody_astray(
         launchers: list, monkeypatch: pytest.MonkeyPatch, lie: str, why: str) -> None:
-    monkeypatch.setattr(torchrun_meet, "STALE", 0.3)
+    monkeypatch.setattr("fedlearn.backends.torchrun.meet.STALE", 0.3)
     fake = serve(b"the stranger's own token")
     launchers[0].set("fedlearn/test/0", lie.format(host=fake.host, port=fake.port))
     token_for(environ(0, **launchers[1]), None)

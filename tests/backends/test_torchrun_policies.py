@@ -9,7 +9,7 @@ import torch
 from problems import blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.combinations import modified
 from fedlearn.modifiers.example_curriculum import ExampleCurriculum
 from fedlearn.modifiers.gradient_noise import GradientNoise

@@ -11,11 +11,11 @@ from problems import begin, blobs, experiment, play, setup_of
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.balance import balance
-from fedlearn.backends.torchrun import Torchrun
-from fedlearn.backends.torchrun_bundle import BLOCK, Altered, bundle, checksum, length, room_for, unbundle
-from fedlearn.backends.torchrun_group import Group
-from fedlearn.backends.torchrun_host import Host
-from fedlearn.backends.torchrun_share import crossing
+from fedlearn.backends.torchrun.backend import Torchrun
+from fedlearn.backends.torchrun.bundle import BLOCK, Altered, bundle, checksum, length, room_for, unbundle
+from fedlearn.backends.torchrun.group import Group
+from fedlearn.backends.torchrun.host import Host
+from fedlearn.backends.torchrun.share import crossing
 from fedlearn.errors import ConfigError
 from fedlearn.reducers.fast import FastSum
 from fedlearn.vectors import digest

@@ -14,8 +14,8 @@ import pytest
 import torch.distributed as dist
 from backends.rendezvous import ROOT, TOKEN, free_port, ranks, together, until
 
-from fedlearn.backends.torchrun_serve import Server
-from fedlearn.backends.torchrun_store import Client, connect, living, serve
+from fedlearn.backends.torchrun.serve import Server
+from fedlearn.backends.torchrun.store import Client, connect, living, serve
 from fedlearn.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -129,7 +129,7 @@ def test_many_threads_may_share_a_store(server: Server, client: Client) -> None:
 def test_a_client_that_goes_while_it_waits_is_forgotten(server: Server) -> None:
     code = f"""
 import os, sys
-from fedlearn.backends.torchrun_store import connect
+from fedlearn.backends.torchrun.store import connect
 store = connect({TOKEN!r}, "127.0.0.1", {server.port}, 30)
 store.set("here", "1")
 store.get("never")
@@ -193,8 +193,8 @@ import sys, threading
 from datetime import timedelta
 import torch, torch.distributed as dist
 from torch.distributed.distributed_c10d import AllgatherOptions
-from fedlearn.backends.torchrun_mesh import mesh
-from fedlearn.backends.torchrun_store import connect
+from fedlearn.backends.torchrun.mesh import mesh
+from fedlearn.backends.torchrun.store import connect
 token, port, rank, world = bytes.fromhex(sys.stdin.readline()), *map(int, sys.argv[1:])
 store = connect(token, "127.0.0.1", port, 60)
 store.set(f"beat/{rank}", "0")

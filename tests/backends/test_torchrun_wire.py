@@ -11,10 +11,10 @@ from backends.rendezvous import TOKEN, serve_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn.backends import torchrun_serve
-from fedlearn.backends.torchrun_store import connect
-from fedlearn.backends.torchrun_table import LINES, Refusals
-from fedlearn.backends.torchrun_wire import (
+from fedlearn.backends.torchrun import serve
+from fedlearn.backends.torchrun.store import connect
+from fedlearn.backends.torchrun.table import LINES, Refusals
+from fedlearn.backends.torchrun.wire import (
     HELLO,
     LONGEST,
     MAGIC,
@@ -148,6 +148,6 @@ def test_the_log_of_strangers_is_short() -> None:
 
 
 def test_a_stranger_has_seconds_to_prove_itself() -> None:
-    assert 1 <= torchrun_serve.PATIENCE <= 10
+    assert 1 <= serve.PATIENCE <= 10
     with pytest.raises(Impostor), serve_once(b"\0" * 64) as port:
         connect(TOKEN, "127.0.0.1", port, 5)

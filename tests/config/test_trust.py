@@ -70,12 +70,12 @@ def test_torchs_own_classes_may_be_given() -> None:
     given = text(model={"_target_": "torch.nn.Linear", "in_features": 64, "out_features": 10},
                  local__optimizer="torch.optim.SGD", server__optimizer="adam", backend__x=None)
     assert recompose(given, []).model._target_ == "torch.nn.Linear"
-    recompose(text(backend={"_target_": "fedlearn.backends.ray_actors.RayActors", "address": "auto"}), [])
+    recompose(text(backend={"_target_": "fedlearn.backends.ray.backend.RayActors", "address": "auto"}), [])
 
 
 @pytest.mark.parametrize("target", [
     "os.system", "mine.Mine", "builtins.eval", "subprocess.Popen",
-    "fedlearn.backends.ray_actors.Actor", "fedlearn.backends.parcel.unpack", "fedlearn.algorithms.fedavg.dataclass",
+    "fedlearn.backends.ray.backend.Actor", "fedlearn.backends.parcel.unpack", "fedlearn.algorithms.fedavg.dataclass",
     "fedlearn.tracking.run_folder.Path", "fedlearn.cli.main", "fedlearn.algorithms.fedavg.FedAvg.__init__",
     "fedlearn.nothing.X", "torch.load", "torch.hub.load", "torch.nn.init.normal_", "torch.nn.functional.relu",
     "torch.nn.modules.module.OrderedDict", "torch.nn.utils.rnn.PackedSequence", "torch.optim.optimizer.defaultdict",
@@ -95,7 +95,7 @@ def test_other_targets_are_refused_and_not_imported(folder: Path, target: Any) -
     ("pipeline", {"list": [{"_target_": "mine.Mine"}]}),
     ("tracking", {"wandb": {"_target_": "fedlearn.tracking.wandb_sink.WandbTracker", "settings": None}}),
     ("local__optimizer", "mine.Mine"), ("server__optimizer", "os.system"),
-    ("backend", {"_target_": "fedlearn.backends.ray_actors.RayActors", "address": "ray://elsewhere:10001"}),
+    ("backend", {"_target_": "fedlearn.backends.ray.backend.RayActors", "address": "ray://elsewhere:10001"}),
     ("tracking", {"a.b": {"_target_": "mine.Mine"}}),
 ])
 def test_what_else_could_run_foreign_code_is_refused(folder: Path, key: str, value: Any) -> None:
@@ -134,7 +134,7 @@ def test_keys_that_hydra_would_read_mean_nothing(given: dict, key: str) -> None:
 def test_what_the_user_types_is_the_users_own(folder: Path) -> None:
     sys.path.append(str(folder))
     given = text(backend={"_target_": "mine.Mine"})
-    assert recompose(given, ["backend=torchrun"]).backend._target_ == "fedlearn.backends.torchrun.Torchrun"
+    assert recompose(given, ["backend=torchrun"]).backend._target_ == "fedlearn.backends.torchrun.backend.Torchrun"
     assert recompose(given, ["backend={_target_:mine.Own}"]).backend._target_ == "mine.Own"
     with pytest.raises(ConfigError, match="backend._target_: found 'mine.Mine'"):
         recompose(text(backend={"_target_": "mine.Mine", "workers": 1}), ["backend.workers=3"])

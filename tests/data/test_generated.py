@@ -11,7 +11,7 @@ from torch import nn
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.api import run
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.data.generated import GeneratedStore
 from fedlearn.data.store import ClientStore
 from fedlearn.errors import ConfigError, DataError

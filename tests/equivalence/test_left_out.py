@@ -13,8 +13,8 @@ from fedlearn.algorithms.ada_gd import AdaGD
 from fedlearn.algorithms.mime import Mime
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.inprocess import InProcess
-from fedlearn.backends.ray_actors import RayActors
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.ray.backend import RayActors
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.policies.clock import Clock
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.policies.participation import Participation

@@ -10,8 +10,8 @@ from problems import blobs, experiment
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.inprocess import InProcess
-from fedlearn.backends.ray_actors import RayActors
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.ray.backend import RayActors
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.faults import Fault, Faults
 from fedlearn.running.execute import History, checkpoint_of, execute
 from fedlearn.tracking.run_folder import RunFolder

@@ -17,8 +17,8 @@ from rows import ROWS
 
 from fedlearn.algorithms.fedadam import FedAdam
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.ray_actors import RayActors
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.ray.backend import RayActors
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.contracts import PeerAlgorithm
 from fedlearn.errors import CheckpointError, ResourceError
 from fedlearn.faults import Fault, Faults

@@ -29,7 +29,7 @@ GROUPS = ("algorithm", "model", "pipeline.clip")
 TARGETS = {"fedlearn.algorithms.fedavg.FedAvg", "fedlearn.pipeline.clip.Clip"}
 HOSTILE = ("canary.sing", "canary", ".canary.sing", "torch.nn.canary.sing", "fedlearn.canary.sing", "canary.",
            "a.b.canary", "fedlearn.config.build.import_module", "torch.nn.modules.module.functools", "builtins.exec",
-           "os.system", "pathlib.Path.touch", "fedlearn.backends.parcel.unpack", "fedlearn.backends.ray_actors.Actor",
+           "os.system", "pathlib.Path.touch", "fedlearn.backends.parcel.unpack", "fedlearn.backends.ray.backend.Actor",
            "torch.serialization.load", "torch.nn.Module.__init__", "???", "null", "[canary.sing]", "{a: canary.sing}",
            "${canary:}", "${oc.env:HOME}", "${oc.create:{_target_:canary.sing}}", "!!python/name:canary.sing",
            "!!python/object/apply:canary.sing []", "!!python/module:canary", "&a [*a]", "!canary.sing x")

@@ -11,7 +11,7 @@ from damage import BATCH, damaged, many, mixed
 
 from fedlearn import errors
 from fedlearn.backends.gather import decode, encode
-from fedlearn.backends.torchrun_bundle import Altered, bundle, length, unbundle
+from fedlearn.backends.torchrun.bundle import Altered, bundle, length, unbundle
 from fedlearn.errors import (
     BadUpdate,
     CheckpointError,

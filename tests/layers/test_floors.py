@@ -35,8 +35,8 @@ MAY_IMPORT = {
 }
 CONCRETE = ("fedlearn.backends.inprocess", "fedlearn.backends.torchrun", "fedlearn.backends.ray")
 ONLY_IN = {
-    "torch.distributed": "backends/torchrun*.py",
-    "ray": "backends/ray_actors.py",
+    "torch.distributed": "backends/torchrun/*.py",
+    "ray": "backends/ray/*.py",
     "wandb": "tracking/wandb_sink.py",
     "hydra": "config/*.py",
     "omegaconf": "config/*.py",
@@ -89,7 +89,7 @@ def test_imports_go_downwards(path: Path) -> None:
     ("algorithms/a.py", "from ..data import store", "imports fedlearn.data"),
     ("algorithms/a.py", "from fedlearn import api", "imports fedlearn.api"),
     ("contracts.py", "def f():\n    import fedlearn.worker.worker", "imports fedlearn.worker"),
-    ("protocols/a.py", "from fedlearn.backends.torchrun import Group", "knows a concrete backend"),
+    ("protocols/a.py", "from fedlearn.backends.torchrun.group import Group", "knows a concrete backend"),
     ("worker.py", "import torch\nx = torch.distributed.get_rank()", "uses torch.distributed"),
     ("worker.py", "from torch import distributed", "uses torch.distributed"),
     ("config/a.py", "import ray", "uses ray"),
@@ -106,7 +106,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, place: str, line: str, fault: s
 
 
 def test_allowed_imports_pass(tmp_path: Path) -> None:
-    path = tmp_path / "fedlearn" / "backends" / "torchrun_ranks.py"
+    path = tmp_path / "fedlearn" / "backends" / "torchrun" / "ranks.py"
     path.parent.mkdir(parents=True)
     (tmp_path / "fedlearn" / "worker.py").touch()
     path.write_text("import torch.distributed as dist\nfrom fedlearn.worker.worker import run\nimport rays")

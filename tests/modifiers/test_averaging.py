@@ -19,7 +19,7 @@ from fedlearn.algorithms.fedbuff import FedBuff
 from fedlearn.algorithms.local_adam import LocalAdam
 from fedlearn.algorithms.minibatch_sgd import MinibatchSGD
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.combinations import modified
 from fedlearn.config.assemble import experiment as assembled
 from fedlearn.config.compose import compose

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun import Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.errors import ConfigError
 from fedlearn.models.cnn import CNN
 from fedlearn.oracles import choose, cuda_graphs

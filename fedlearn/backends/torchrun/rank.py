@@ -14,18 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import WorkerError
-from ..faults import at
-from ..work import Setup
-from ..worker.worker import Worker
-from .gather import decode, encode
-from .torchrun_agree import fingerprint
-from .torchrun_device import placed
-from .torchrun_group import Group
-from .torchrun_lost import Lost
-from .torchrun_pulse import Ear, Toil
-from .torchrun_share import Share, from_header
-from .torchrun_store import Store
+from ...errors import WorkerError
+from ...faults import at
+from ...work import Setup
+from ...worker.worker import Worker
+from ..gather import decode, encode
+from .agree import fingerprint
+from .device import placed
+from .group import Group
+from .lost import Lost
+from .pulse import Ear, Toil
+from .share import Share, from_header
+from .store import Store
 
 
 def enter(group: Group, setup: Setup) -> Worker:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .torchrun_store import connect, serve
-from .torchrun_token import new_token
+from .store import connect, serve
+from .token import new_token
 
 LOOPBACK = "127.0.0.1"
 

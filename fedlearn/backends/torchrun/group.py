@@ -22,12 +22,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import AllgatherOptions
 
-from .torchrun_bundle import SMALL, SOME, Altered, bundle, checksum, length, room_for, unbundle
-from .torchrun_command import describe, restore
-from .torchrun_host import Host, Memory
-from .torchrun_lost import Lost, line_of
-from .torchrun_mesh import mesh
-from .torchrun_pulse import Ear, Pulse
+from .bundle import SMALL, SOME, Altered, bundle, checksum, length, room_for, unbundle
+from .command import describe, restore
+from .host import Host, Memory
+from .lost import Lost, line_of
+from .mesh import mesh
+from .pulse import Ear, Pulse
 
 FOREVER = timedelta(days=30)  # of an operation once connected: the heartbeat decides
 PIECE = 1 << 20      # entries that are rounded and gathered at a time

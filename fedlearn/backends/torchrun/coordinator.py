@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..errors import WorkerError
-from ..work import SUMS, Event, Reduced, Setup, Work, cost
-from ..worker.worker import Worker
-from .balance import balance
-from .torchrun_bundle import room_for
-from .torchrun_children import Child
-from .torchrun_gang import Fate, Gang
-from .torchrun_group import SETTLED, Group
-from .torchrun_lost import Lost
-from .torchrun_pulse import Toil
-from .torchrun_share import Share, conduct, to_header
-from .torchrun_store import Store
-from .torchrun_watchdog import Watchdog
+from ...errors import WorkerError
+from ...work import SUMS, Event, Reduced, Setup, Work, cost
+from ...worker.worker import Worker
+from ..balance import balance
+from .bundle import room_for
+from .children import Child
+from .gang import Fate, Gang
+from .group import SETTLED, Group
+from .lost import Lost
+from .pulse import Toil
+from .share import Share, conduct, to_header
+from .store import Store
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from .torchrun import Torchrun
+    from .backend import Torchrun
 
 RESUME = "continue the run with `fedlearn resume`"
 

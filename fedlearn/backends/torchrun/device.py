@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..contracts import Task
-from ..errors import ConfigError, one_of
-from ..work import Setup, Work
+from ...contracts import Task
+from ...errors import ConfigError, one_of
+from ...work import Setup, Work
 
 DEVICES = ("auto", "cpu", "cuda")
 

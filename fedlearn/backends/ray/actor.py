@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import faults
-from ..work import SUMS, Part, Sum, Work
-from ..worker.worker import Worker
-from .gather import check_untouched, encode, versions
-from .parcel import unpack
-from .ray_seat import checksum
+from ... import faults
+from ...work import SUMS, Part, Sum, Work
+from ...worker.worker import Worker
+from ..gather import check_untouched, encode, versions
+from ..parcel import unpack
+from .seat import checksum
 
 SMALL = 1 << 16  # entries up to which a partial sum is handed over in one piece, with what is to be said of it
 BREATH = 0.05    # seconds after which an answer has left an actor: from then on it is idle

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .torchrun_bundle import SMALL, Altered
+from .bundle import SMALL, Altered
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,

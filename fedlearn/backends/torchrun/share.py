@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import FedlearnError
-from ..faults import Dropped, at
-from ..reducers.exact import ExactSum
-from ..reducers.layout import Layout
-from ..work import SUMS, Part, Record, Reduced, Sum, Work
-from ..worker.worker import Worker
-from .gather import agree, check_bound, check_untouched, decode, encode, first, in_order, refusals, versions
-from .torchrun_bundle import SMALL, WRAP, Altered, bundle, length, room_for, unbundle
-from .torchrun_device import moved
-from .torchrun_group import Group
-from .torchrun_lost import Lost
+from ...errors import FedlearnError
+from ...faults import Dropped, at
+from ...reducers.exact import ExactSum
+from ...reducers.layout import Layout
+from ...work import SUMS, Part, Record, Reduced, Sum, Work
+from ...worker.worker import Worker
+from ..gather import agree, check_bound, check_untouched, decode, encode, first, in_order, refusals, versions
+from .bundle import SMALL, WRAP, Altered, bundle, length, room_for, unbundle
+from .device import moved
+from .group import Group
+from .lost import Lost
 
 
 @dataclass(frozen=True)

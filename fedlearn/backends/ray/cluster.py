@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
-from ..errors import ConfigError, WorkerError
+from ...errors import ConfigError, WorkerError
 
 NICENESS = "RAY_worker_niceness"
 # Ray nices its workers to 15 and counts users, unless it is told not to when its cluster starts.

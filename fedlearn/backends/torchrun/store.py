@@ -21,9 +21,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .torchrun_serve import Server
-from .torchrun_table import LATE, WRONG, Waiting
-from .torchrun_wire import LONGEST, Impostor, Refused, Seal, hear, introduce, prove
+from .serve import Server
+from .table import LATE, WRONG, Waiting
+from .wire import LONGEST, Impostor, Refused, Seal, hear, introduce, prove
 
 LATER = 1.0   # seconds that a client waits longer than the server, which is to say itself that it is too late
 living: set[Any] = set()   # stores that are open: torch holds only their C++ half, which is empty

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ClientError
-from ..reducers.layout import Layout
-from ..work import Event, Record
+from ...errors import ClientError
+from ...reducers.layout import Layout
+from ...work import Event, Record
 
 
 @dataclass

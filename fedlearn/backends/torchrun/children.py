@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import FedlearnError
-from .gather import decode
+from ...errors import FedlearnError
+from ..gather import decode
 
 LOST = 75   # a child's exit status when it ended because another one did
 TAIL = 4096  # bytes of what a child said that are looked at
@@ -37,7 +37,7 @@ class Child:
         try:
             # A session of its own: Ctrl-C is the coordinator's to handle.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fedlearn.backends.torchrun_child"], env=environ,
+                [sys.executable, "-P", "-m", "fedlearn.backends.torchrun.child"], env=environ,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, start_new_session=True)
         except BaseException:
             self.said.close()

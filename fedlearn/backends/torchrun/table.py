@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from .torchrun_wire import LONGEST, Refused
+from .wire import LONGEST, Refused
 
 LINES, PERIOD = 10, 60.0   # lines of log about strangers in so many seconds
 OK, WRONG, LATE = b"ok", b"wrong", b"late"

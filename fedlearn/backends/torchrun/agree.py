@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..work import Setup
+from ...work import Setup
 
 SAMPLES = 4096  # entries of an array that are looked at
 

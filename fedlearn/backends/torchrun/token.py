@@ -19,7 +19,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 
 KEY = "backend.token"
 LEAST, MOST = 16, 4096   # bytes

@@ -1,4 +1,4 @@
-"""A rank that the coordinator of this machine started: ``python -m fedlearn.backends.torchrun_child``.
+"""A rank that the coordinator of this machine started: ``python -m fedlearn.backends.torchrun.child``.
 
 It is told over its standard input where to find its setup and its group, and ends at once when that closes, so that
 it never outlives the coordinator. When its group is lost it says so, keeps its worker with all data, and waits to be
@@ -20,17 +20,17 @@ from queue import SimpleQueue
 from threading import Event, Thread, main_thread
 from typing import Any
 
-from ..errors import FedlearnError
-from ..worker.worker import Worker
-from .gather import encode
-from .parcel import unpack
-from .torchrun_children import LOST
-from .torchrun_device import choose, placed
-from .torchrun_group import Group
-from .torchrun_lost import Lost
-from .torchrun_pulse import Toil
-from .torchrun_rank import serve
-from .torchrun_rendezvous import part_for, reach
+from ...errors import FedlearnError
+from ...worker.worker import Worker
+from ..gather import encode
+from ..parcel import unpack
+from .children import LOST
+from .device import choose, placed
+from .group import Group
+from .lost import Lost
+from .pulse import Toil
+from .rank import serve
+from .rendezvous import part_for, reach
 
 OVER = "the coordinator broke the group up"
 

@@ -17,10 +17,10 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ..errors import ConfigError, FedlearnError, WorkerError
-from .torchrun_store import Store, connect, serve
-from .torchrun_token import forget_token, one_host, token_for
-from .torchrun_wire import Impostor, prove
+from ...errors import ConfigError, FedlearnError, WorkerError
+from .store import Store, connect, serve
+from .token import forget_token, one_host, token_for
+from .wire import Impostor, prove
 
 STALE = 5.0      # seconds in which rank 0 replaces what an earlier attempt of the same launch left behind
 ATTEMPT = 2.0    # seconds of one attempt to connect

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
-from .torchrun_table import LATE, WRONG, Refusals, Table, Waiting
-from .torchrun_wire import PIECE, Refused, Seal, Welcome
+from ...errors import ConfigError
+from .table import LATE, WRONG, Refusals, Table, Waiting
+from .wire import PIECE, Refused, Seal, Welcome
 
 if TYPE_CHECKING:
-    from .torchrun_store import Own
+    from .store import Own
 
 PATIENCE = 5.0    # seconds that a stranger has to prove that it knows the token
 STRANGERS = 64    # connections at a time that have not yet

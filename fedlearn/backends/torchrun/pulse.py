@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from ..worker.local import Local
+from ...worker.local import Local
 
 NOTABLE = 0.25   # of the time after which a rank is taken for hung, from which its beats say where it stands
 

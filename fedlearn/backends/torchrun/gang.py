@@ -15,13 +15,13 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, NamedTuple
 
-from ..errors import WorkerError
-from ..work import Setup
-from .parcel import pack
-from .torchrun_children import Child, end, muster
-from .torchrun_group import Group
-from .torchrun_lost import Lost
-from .torchrun_rendezvous import Rendezvous, part_for
+from ...errors import WorkerError
+from ...work import Setup
+from ..parcel import pack
+from .children import Child, end, muster
+from .group import Group
+from .lost import Lost
+from .rendezvous import Rendezvous, part_for
 
 TRIES = 2   # newcomers that are started for one seat
 NOBODY = "a connection between ranks"   # is what was lost, as far as anybody can tell

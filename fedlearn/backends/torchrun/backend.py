@@ -24,19 +24,19 @@ from typing import ClassVar
 
 import torch.distributed as dist
 
-from ..contracts import ServerAlgorithm
-from ..errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
-from ..vectors import tree_flat
-from ..work import Setup
-from ..worker.worker import Worker
-from .torchrun_children import culprit, muster
-from .torchrun_coordinator import Coordinator
-from .torchrun_device import check_device, choose, placed, words
-from .torchrun_gang import Gang
-from .torchrun_group import Group
-from .torchrun_lost import Lost
-from .torchrun_meet import meet
-from .torchrun_rank import Rank, enter
+from ...contracts import ServerAlgorithm
+from ...errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
+from ...vectors import tree_flat
+from ...work import Setup
+from ...worker.worker import Worker
+from .children import culprit, muster
+from .coordinator import Coordinator
+from .device import check_device, choose, placed, words
+from .gang import Gang
+from .group import Group
+from .lost import Lost
+from .meet import meet
+from .rank import Rank, enter
 
 LOOPBACK = "lo" if os.uname().sysname == "Linux" else "lo0"
 WIRES = ("float32", "bf16")

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import WorkerError
+from ...errors import WorkerError
 
 if TYPE_CHECKING:
-    from .torchrun_group import Group
+    from .group import Group
 
 ALIGNED = 64   # bytes at a multiple of which every vector begins
 

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import WorkerError
-from ..reducers.layout import Layout
-from ..work import SUMS, Event, Part, Reduced, Setup, Work, bytes_of, cost
-from .balance import longest_first
-from .gather import agree, check_bound, decode, first, in_order, refusals
-from .ray_cluster import LOOK, RESUME, Watch, cause, last_line
-from .ray_seat import Seat, checksum, wrapped
+from ...errors import WorkerError
+from ...reducers.layout import Layout
+from ...work import SUMS, Event, Part, Reduced, Setup, Work, bytes_of, cost
+from ..balance import longest_first
+from ..gather import agree, check_bound, decode, first, in_order, refusals
+from .cluster import LOOK, RESUME, Watch, cause, last_line
+from .seat import Seat, checksum, wrapped
 
 PIECE = 1 << 22  # entries of a partial sum that are fetched at a time
 AT_ONCE = 4      # pieces under way, whatever the number of actors

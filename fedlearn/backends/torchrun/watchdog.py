@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from threading import Event, Thread
 
-from ..errors import WorkerError
-from .torchrun_pulse import Toil
+from ...errors import WorkerError
+from .pulse import Toil
 
 OFTEN = 5.0   # seconds at least between looks, unless the time to wait for is short
 

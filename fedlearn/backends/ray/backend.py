@@ -21,17 +21,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..contracts import Msg, ServerAlgorithm
-from ..errors import ConfigError, WorkerError, in_range
-from ..vectors import tree_flat
-from ..work import SUMS, Event, Reduced, Setup, Work, bytes_of
-from ..worker.states import States
-from . import ray_cluster
-from .parcel import pack, short_folder
-from .ray_actor import SMALL, Actor
-from .ray_cluster import NICENESS, Watch, last_line
-from .ray_seat import Seat
-from .ray_turn import AT_ONCE, PIECE, Turn
+from ...contracts import Msg, ServerAlgorithm
+from ...errors import ConfigError, WorkerError, in_range
+from ...vectors import tree_flat
+from ...work import SUMS, Event, Reduced, Setup, Work, bytes_of
+from ...worker.states import States
+from ..parcel import pack, short_folder
+from . import cluster
+from .actor import SMALL, Actor
+from .cluster import NICENESS, Watch, last_line
+from .seat import Seat
+from .turn import AT_ONCE, PIECE, Turn
 
 PATIENCE = 3    # a replacement may take so many times as long to come up as the first actors, and its timeout
 
@@ -111,7 +111,7 @@ class RayWorkers:
             self.own = _connect(backend, setup, self.folder)
             self.clean.detach()
             self.clean = weakref.finalize(self, _clean, self.own, self.folder, quiet)
-            quiet.enter_context(ray_cluster.hushed(_ray()))
+            quiet.enter_context(cluster.hushed(_ray()))
             self.watch = Watch(_ray(), backend.timeout)
             initial = setup.task.initial(setup.seed)
             self.states: States | None = None
@@ -177,7 +177,7 @@ class RayWorkers:
 
     def _kill(self, seat: Seat, politely: bool = True) -> None:
         if self.own:
-            ray_cluster.kill_outright(_ray(), seat.pid)
+            cluster.kill_outright(_ray(), seat.pid)
         if politely:
             with suppress(Exception):
                 _ray().kill(seat.actor)
@@ -207,7 +207,7 @@ class RayWorkers:
 def _clean(own: bool, folder: Path, quiet: ExitStack) -> None:
     try:
         if own:
-            ray_cluster.stop(_ray())
+            cluster.stop(_ray())
     finally:
         quiet.close()
         for _ in range(50):
@@ -235,11 +235,11 @@ def _connect(backend: RayActors, setup: Setup, folder: Path) -> bool:
     if ray.is_initialized():
         return False
     if address:
-        ray_cluster.join(ray, address, backend.token)
+        cluster.join(ray, address, backend.token)
         return False
     # Broadcasts of two rounds and pieces of sums; Ray's own default is 30% of the memory.
     store = 128 * 2**20 + 3 * _down(setup) + 8 * (2 * AT_ONCE * PIECE + backend.workers * SMALL)
-    ray_cluster.start(ray, backend.workers * backend.threads, store, folder / "ray", backend.niceness or 0)
+    cluster.start(ray, backend.workers * backend.threads, store, folder / "ray", backend.niceness or 0)
     return True
 
 
@@ -253,7 +253,7 @@ def _ray() -> Any:
     try:
         # Ray takes a driver's parent for its raylet, unless it is told another process: with the raylet gone it would
         # end an orphan in the middle of closing.
-        with ray_cluster.environment({"RAY_RAYLET_PID": os.environ.get("RAY_RAYLET_PID", str(os.getpid()))}):
+        with cluster.environment({"RAY_RAYLET_PID": os.environ.get("RAY_RAYLET_PID", str(os.getpid()))}):
             import ray
     except ImportError as e:
         raise ConfigError("backend", "ray", "an installed Ray", "Install it: pip install 'fedlearn[ray]'.") from e

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .torchrun_wire import PROOF, Impostor, same
+from .wire import PROOF, Impostor, same
 
 ATTACH_FILTER = 26   # SO_ATTACH_FILTER of Linux
 KNOWS = "that it knows the token"

@@ -1,0 +1,1 @@
+"""Ray actors, in a cluster of our own or in one that is joined."""

@@ -1,0 +1,1 @@
+"""torch.distributed ranks: under torchrun, or started by the coordinator itself."""
