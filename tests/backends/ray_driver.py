@@ -1,7 +1,8 @@
 """A run on a Ray cluster, for tests that do something to it: ``python ray_driver.py SECONDS ROUNDS TIMEOUT SETTINGS``.
 
 It prints what there is to aim at when the actors are up, then its model's digest or its error; a client's first step
-takes SECONDS; SETTINGS of the backend are JSON.
+takes SECONDS; SETTINGS of the backend are JSON. With "wait" among them it waits before its last round until its
+standard input ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fedlearn.vectors import digest
 
 def main(seconds: float, rounds: int, timeout: float, settings: dict) -> int:
     """Run, and return the exit code."""
+    wait = settings.pop("wait", False)
     try:
         loop, workers = begin(experiment(Slow(seconds=seconds), rounds=rounds, cohort=4,
                                          backend=RayActors(**{"workers": 2, **settings})))
@@ -42,6 +44,8 @@ def main(seconds: float, rounds: int, timeout: float, settings: dict) -> int:
                       "folder": str(workers.folder)}), flush=True)
     try:
         for r in range(rounds):
+            if wait and r == rounds - 1:
+                sys.stdin.read()
             loop.round(r)
         print(digest(loop.model()), flush=True)
     except FedlearnError as e:
