@@ -199,6 +199,32 @@ def chaos(argv: list[str]) -> int:
     return rehearse.main(parser, argv)
 
 
+def split(argv: list[str]) -> int:
+    """Split a task's data over machines, a folder for each of them."""
+    parser = verb_parser("split", "Split a task's data over machines: OUT/1, OUT/2, ... hold some of the clients each, "
+                   "OUT/coordinator only what all may know and the test set. Each is a folder for task=private.",
+                   OVERRIDES, "examples:\n  fedlearn split data --machines 3 task=digits clients=30\n"
+                   "  launch/compose.sh run torchrun --nodes 3 --data data task=private\n"
+                   "\nHow machines write folders of their own data: docs/private-data.md.\n")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("--machines", type=int, required=True, metavar="N", help="how many machines hold data")
+    parser.add_argument("overrides", nargs="*", metavar="override", help="what to split and how")
+    args = parser.parse_intermixed_args(argv)
+    if args.machines < 1:
+        parser.error(f"found --machines {args.machines}; allowed: a whole number from 1")
+    from fedlearn.config import assemble
+    from fedlearn.config.compose import compose
+    from fedlearn.data.deal import deal
+
+    made = assemble.parts(compose(["cohort=null", *args.overrides], args.config_dir))
+    raw, store = assemble.split(made)
+    held = deal(store, args.machines, args.out, raw.classes, raw.class_names, (raw.test_x, raw.test_y))
+    for i, clients in enumerate(held, 1):
+        print(f"{args.out / str(i)}  {len(clients)} clients, {int(store.sizes[clients].sum())} samples")
+    print(f"{args.out / 'coordinator'}  no client, {len(raw.test_x)} test samples")
+    return 0
+
+
 def token(argv: list[str]) -> int:
     """Write a new secret, by which the ranks of a run on several hosts know one another."""
     parser = Parser(prog="fedlearn token", description="Write a new secret into a file, for the ranks of a run on "
@@ -276,4 +302,5 @@ VERBS = {"run": (run, "run an experiment; Hydra overrides follow"),
          "list": (list_options, "list algorithms, tasks, heterogeneity levels, backends, ..."),
          "show": (show, "show a run, or how a task's data is split over clients"),
          "chaos": (chaos, "rehearse failures: the same run under faults on purpose"),
+         "split": (split, "split a task's data over machines, which keep it"),
          "token": (token, "write a new secret, for a run's ranks on several hosts")}

@@ -122,6 +122,7 @@ def task_of(made: Parts) -> Task:
         return made.task
     if hasattr(made.task, "build"):
         return made.task.build(s.clients, s.seed, dtype)
+    from fedlearn.tasks.private import PrivateTask
     from fedlearn.tasks.supervised import SupervisedTask
 
     raw, store = split(made)
@@ -129,7 +130,8 @@ def task_of(made: Parts) -> Task:
     if not isinstance(module, torch.nn.Module):
         with _seeded(s.seed):
             module = module.build(tuple(raw.train_x.shape[1:]), raw.classes)
-    return SupervisedTask(module, "cross_entropy", store, (raw.test_x, raw.test_y), dtype=dtype)
+    test = (raw.test_x, raw.test_y) if len(raw.test_x) else None
+    return (PrivateTask if raw.store is not None else SupervisedTask)(module, "cross_entropy", store, test, dtype=dtype)
 
 
 def split(made: Parts) -> tuple[Any, ClientStore]:
@@ -145,6 +147,9 @@ def split(made: Parts) -> tuple[Any, ClientStore]:
         raise ConfigError("task", type(made.task).__name__, "a task with a data set",
                           "The data of a synthetic task is not split; its own keys say how clients differ.")
     s, raw = made.settings, made.task.load()
+    if raw.store is not None and _name(made.heterogeneity) != "Natural":
+        raise ConfigError("heterogeneity", _name(made.heterogeneity), f"natural with task {_name(made.task)}",
+                          "Its samples are with their clients already.")
     rng = seeds.generator(s.seed, "partition")
     return raw, made.heterogeneity.split(raw, s.clients, rng, least=s.min_samples)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import DataError, in_range
 from ..seeds import generator
-from .store import _features, _labels, _require_data
+from .store import _features, _labels, require_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class GeneratedStore:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", np.asarray(self.sizes, dtype=np.int64))
-        _require_data(self.sizes)
+        require_data(self.sizes)
         in_range("held", self.held, least=0)
         # Not a field: what happens to be kept is no part of what the store is.
         object.__setattr__(self, "_kept", OrderedDict())

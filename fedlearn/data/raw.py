@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import DataError
+from .store import ClientStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +18,8 @@ class RawData:
 
     ``train_x`` [n, ...], ``train_y`` [n] (or [n, L] for sequences), ``test_x`` and ``test_y``
     likewise; ``classes`` is the number of classes; ``groups`` int64 [n] is the natural client of
-    each training sample, 0 to the number of groups - 1, or None if the data set has no such thing.
+    each training sample, 0 to the number of groups - 1, or None if the data set has no such thing. ``store`` is there
+    where the samples are with their clients already: of the training samples nothing is then here but what it holds.
 
     Raises:
         DataError: if features, labels and groups do not belong together.
@@ -31,6 +33,7 @@ class RawData:
     groups: np.ndarray | None = None
     class_names: Sequence[str] | None = None
     group_names: Sequence[str] | None = None
+    store: ClientStore | None = None
 
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):

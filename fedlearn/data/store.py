@@ -51,7 +51,7 @@ class ClientStore:
             raise DataError(f"client store: found {n} features, {len(self.labels)} labels and offsets "
                             f"{offsets.ravel()[:1]} to {offsets.ravel()[-1:]}; allowed: as many labels as "
                             "features, offsets from 0 to that number.")
-        _require_data(np.diff(offsets))
+        require_data(np.diff(offsets))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -72,6 +72,10 @@ class ClientStore:
         x, y = self.client(m)
         index = torch.as_tensor(index, dtype=torch.int64, device=x.device)
         return x.index_select(0, index), y.index_select(0, index)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """Return one sample's features [1, ...] and label [1, ...] as all of them look, not one that there is."""
+        return tuple(t.new_zeros(1, *t.shape[1:]) for t in (self.features, self.labels))  # type: ignore[return-value]
 
     def expect(self, clients: Sequence[int]) -> None:
         """Have the samples of these clients read from disk meanwhile, all at once, where the store is mapped.
@@ -109,10 +113,7 @@ class ClientStore:
         folder.mkdir(parents=True, exist_ok=True)
         arrays = self.features.numpy(), self.labels.numpy(), self.offsets
         for name, array in zip(FILES, arrays, strict=True):
-            part = folder / f"{name}.{os.getpid()}.part"
-            with part.open("wb") as file:
-                np.save(file, array)
-            part.replace(folder / name)
+            save_array(folder / name, array)
 
     @classmethod
     def open(cls, folder: str | Path) -> ClientStore:
@@ -123,7 +124,7 @@ class ClientStore:
         """
         folder = Path(folder).resolve()
         try:
-            features, labels, offsets = (_mapped(folder / name) for name in FILES)
+            features, labels, offsets = (mapped(folder / name) for name in FILES)
             if offsets.dtype.kind not in "iu" or offsets.ndim != 1:
                 raise ValueError(f"{FILES[2]} holds {offsets.dtype} {list(offsets.shape)}, not whole numbers in a row")
         except (OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError) as error:
@@ -131,8 +132,8 @@ class ClientStore:
                             f"with {', '.join(FILES)}; save it again.") from error
         with warnings.catch_warnings():  # torch warns that it cannot keep us from writing
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            mapped = [a for a in (features, labels) if a.size and hasattr(mmap, "MADV_WILLNEED")]
-            return cls(torch.from_numpy(features), torch.from_numpy(labels), np.array(offsets), folder, mapped)
+            files = [a for a in (features, labels) if a.size and hasattr(mmap, "MADV_WILLNEED")]
+            return cls(torch.from_numpy(features), torch.from_numpy(labels), np.array(offsets), folder, files)
 
     def __reduce__(self) -> tuple:
         if self.folder is not None:
@@ -149,7 +150,7 @@ class ClientStore:
         x, y = _features(x), _labels(y)
         arrays = [np.asarray(part, dtype=np.int64).reshape(-1) for part in parts]
         sizes = np.array([len(part) for part in arrays], dtype=np.int64)
-        _require_data(sizes)
+        require_data(sizes)
         index = torch.from_numpy(np.concatenate(arrays))
         return cls(x.index_select(0, index), y.index_select(0, index), _offsets(sizes))
 
@@ -173,7 +174,7 @@ class ClientStore:
                     raise DataError(f"client {m}: found {what} [n{_tail(mine)}] of {mine.dtype}; allowed: "
                                     f"[n{_tail(first)}] of {first.dtype}, as client 0 has them.")
         sizes = np.array([len(x) for x, _ in pairs], dtype=np.int64)
-        _require_data(sizes)
+        require_data(sizes)
         return cls(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]), _offsets(sizes))
 
 
@@ -190,7 +191,7 @@ class DatasetStore:
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         self.datasets = list(datasets)
         self.sizes = np.array([len(d) for d in self.datasets], dtype=np.int64)  # type: ignore[arg-type]
-        _require_data(self.sizes)
+        require_data(self.sizes)
 
     def __len__(self) -> int:
         """Return the number of clients."""
@@ -238,7 +239,15 @@ def as_store(clients: Any) -> Any:
     return ClientStore.from_clients(clients)
 
 
-def _mapped(path: Path) -> np.memmap:
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array to a .npy file, atomically."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    part.replace(path)
+
+
+def mapped(path: Path) -> np.memmap:
     """Map an array of numbers, with at least one dimension, into memory."""
     if not path.is_file():      # to open something else might wait for ever
         raise FileNotFoundError(2, "No such file", str(path))
@@ -272,7 +281,7 @@ def _tail(x: Tensor) -> str:
     return "".join(f", {d}" for d in x.shape[1:])
 
 
-def _require_data(sizes: np.ndarray) -> None:
+def require_data(sizes: np.ndarray) -> None:
     """Refuse a federation without clients, or a client without data."""
     if not len(sizes):
         raise DataError("client data: found 0 clients; allowed: at least 1.")

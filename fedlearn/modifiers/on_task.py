@@ -11,7 +11,7 @@ import numpy as np
 
 from ..contracts import ClientOracle, LocalPlan, Task
 
-AGAIN = ("to", "regroup")   # methods that return another task, which is to be modified as well
+AGAIN = ("to", "regroup", "stand_in")   # methods that return another task, which is to be modified as well
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,7 +114,7 @@ def dense(problem: Problem) -> ClientOracle:
     dtype, device = parameters[0].dtype, parameters[0].device
     if str(dtype) not in ("torch.float32", "torch.float64") or device.type not in ("cpu", "cuda"):
         raise DoesNotFit(f"it is {dtype} on {device.type}; float32 and float64 on CPU and CUDA are known")
-    x, y = problem.store.batch(0, [0])
+    x, y = problem.store.example() if hasattr(problem.store, "example") else problem.store.batch(0, [0])
     width = math.prod(x.shape[1:]) if flat else x.shape[1] if x.dim() == 2 else None
     if not x.is_floating_point() or width != layers[0].inputs:
         raise DoesNotFit(f"a sample is {x.dtype} {list(x.shape[1:])}, and the first layer takes "

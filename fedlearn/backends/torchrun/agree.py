@@ -22,7 +22,8 @@ SAMPLES = 4096  # entries of an array that are looked at
 def fingerprint(setup: Setup) -> str:
     """Return a digest of a setup that is equal wherever the same code composed it from the same data.
 
-    Large arrays are sampled. Paths do not count: every host may keep its data elsewhere.
+    Large arrays are sampled. Paths do not count: every host may keep its data elsewhere. What has ``common()`` counts
+    by what that returns: hosts may hold data that the others do not.
     """
     h = sha256(f"{sys.version_info[:2]} {torch.__version__}".encode())
     _feed(h, replace(setup, states=None), set())
@@ -58,6 +59,8 @@ def _feed(h: Any, thing: Any, above: set[int]) -> None:
             _feed(h, child, above)
     elif code := getattr(thing, "__code__", None):
         h.update(thing.__qualname__.encode() + code.co_code)
+    elif hasattr(thing, "common"):
+        _feed(h, thing.common(), above)
     elif is_dataclass(thing):
         for f in fields(thing):
             h.update(f.name.encode())

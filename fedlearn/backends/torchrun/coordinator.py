@@ -95,8 +95,8 @@ class Coordinator:
         """
         sizes = self.setup.task.sizes
         aside = int(self.backend.dedicated)
-        shares = balance({m: cost(sizes, m, work.local) for m in work.clients}, self.group.world - aside)
-        shares = [[] for _ in range(aside)] + shares
+        speeds = [0.0] * aside + [1.0] * (self.group.world - aside)
+        shares = balance({m: cost(sizes, m, work.local) for m in work.clients}, speeds, self.group.holds)
         header = to_header(work, shares, sizes, self.largest) | {"room": self.room, "wire": self.backend.wire}
         self.group.send(header, work.broadcast)
         with self.toil.on(work.round, shares[0]):

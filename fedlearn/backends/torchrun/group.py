@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -59,6 +59,7 @@ class Group:
         self.answered = True   # whether nobody reads the last command's vectors any more
         self.parts: list[Any] = []   # the groups of some of the ranks
         self.host: Any = None        # comes last
+        self.holds: Sequence[Container[int] | None] | None = None   # at rank 0: whose data each rank has; None: all
         self.ear = Ear(store, watch)
         self.pulse = Pulse(store, rank, self.interval, hang)
         try:

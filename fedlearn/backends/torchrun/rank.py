@@ -19,6 +19,7 @@ from ...faults import at
 from ...work import Setup
 from ...worker.worker import Worker
 from ..gather import decode, encode
+from ..holders import Runs, runs
 from .agree import fingerprint
 from .device import placed
 from .group import Group
@@ -51,11 +52,14 @@ def enter(group: Group, setup: Setup) -> Worker:
         worker = Worker(placed(setup, group.device), through=group.world > 1)
     except Exception as e:
         error = e
-    failures = [decode(e) for e in group.all(error and encode(error, f"rank {group.rank}")) if e]
+    told = group.all({"error": error and encode(error, f"rank {group.rank}"), "holds": runs(setup.task)})
+    failures = [decode(words["error"]) for words in told if words["error"]]
     if error is not None and group.rank == 0:
         raise error
     if failures:
         raise failures[0]
+    if any(words["holds"] is not None for words in told):
+        group.holds = [None if words["holds"] is None else Runs(words["holds"]) for words in told]
     return worker
 
 

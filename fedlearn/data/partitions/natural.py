@@ -26,10 +26,13 @@ class Natural:
             ConfigError: if another number of clients is asked for.
             DataError: if the data set has no groups, or one with fewer than ``least`` samples.
         """
-        if raw.groups is None:
+        if raw.store is not None:
+            sizes = raw.store.sizes
+        elif raw.groups is not None:
+            sizes = np.bincount(raw.groups, minlength=len(raw.group_names or ()))
+        else:
             raise DataError("heterogeneity=natural needs a data set with natural clients; this one has none; "
                             "use another level, e.g. heterogeneity=dirichlet.")
-        sizes = np.bincount(raw.groups, minlength=len(raw.group_names or ()))
         if clients is not None and clients != len(sizes):
             more = "more" if clients > len(sizes) else "fewer"
             raise ConfigError("clients", clients, f"{len(sizes)}, or null for all groups",
@@ -41,5 +44,8 @@ class Natural:
             raise DataError(f"heterogeneity=natural: client {m}{name} has {sizes[m]} samples; at least "
                             f"{least} asked ({int((sizes < least).sum())} of {len(sizes)} clients have "
                             "fewer); lower the minimum.")
+        if raw.store is not None:
+            return raw.store
+        assert raw.groups is not None
         order = np.argsort(raw.groups, kind="stable")
         return ClientStore.from_parts(raw.train_x, raw.train_y, np.split(order, np.cumsum(sizes)[:-1]))
