@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train federatedly on real worker processes, under a minute
 	@$(BIN)/python -m benchmarks.demo
 
-test: $(STAMP) ## every test
-	$(BIN)/python -m pytest
+test: test-fast ## every test, the quick ones first, on two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or torchrun or ray or docker"
 
 test-fast: $(STAMP) ## the tests that start no cluster and train briefly, under two minutes
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not torchrun and not ray and not docker"

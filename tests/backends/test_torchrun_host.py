@@ -128,7 +128,7 @@ def test_nothing_is_left_of_a_killed_run(tmp_path: Path) -> None:
     while holders(name):
         assert time.monotonic() < deadline, "the memory outlived its run"
         time.sleep(0.05)
-    assert list(tmp_path.iterdir()) == list(Path("/dev/shm").glob("fedlearn*")) == []
+    assert list(tmp_path.iterdir()) == [p for p in Path("/dev/shm").glob("fedlearn*") if "fuzz" not in p.name] == []
 
 
 HOSTS = """
