@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "api": ALL | {"running"},
     "chaos": GROUND | {"backends", "config", "tracking", "checkpoint"},
     "arguments": {"config"},
-    "cli": ALL | {"running", "chaos", "arguments"},
+    "verbs": ALL | {"running", "chaos", "arguments"},
+    "cli": ALL | {"running", "arguments", "verbs"},
     **dict.fromkeys(["__init__", "__main__"], ALL | {"running", "api", "cli"}),
 }
 CONCRETE = ("fedlearn.backends.inprocess", "fedlearn.backends.torchrun", "fedlearn.backends.ray")
