@@ -1,4 +1,4 @@
-"""What is said about a run while it goes on and afterwards: the run folder, progress, wandb, reports."""
+"""What is said about a run while it goes on and afterwards: the run folder, progress, wandb, TensorBoard, reports."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ ONLY_IN = {
     "torch.distributed": "backends/torchrun/*.py",
     "ray": "backends/ray/*.py",
     "wandb": "tracking/wandb_sink.py",
+    "tensorboard": "tracking/tensorboard_sink.py",
     "hydra": "config/*.py",
     "omegaconf": "config/*.py",
 }
