@@ -18,7 +18,9 @@ from ... import faults
 from ...work import SUMS, Part, Sum, Work
 from ...worker.worker import Worker
 from ..gather import check_untouched, encode, versions
+from ..holders import runs
 from ..parcel import unpack
+from .machines import common
 from .seat import checksum
 
 SMALL = 1 << 16  # entries up to which a partial sum is handed over in one piece, with what is to be said of it
@@ -37,9 +39,14 @@ class Actor:
         self.corrupt = False
         self.idle: Thread | None = None
 
-    def hello(self) -> int:
-        """Answer, as soon as the actor is there, with the number of its process."""
-        return os.getpid()
+    def hello(self) -> tuple[int, list[list[int]] | None, str]:
+        """Answer, as soon as the actor is there: the number of its process, and whose data it has (None: everybody's).
+
+        With private data also a digest of what all machines must know alike.
+        """
+        task = self.worker.setup.task
+        held = runs(task)
+        return os.getpid(), held, "" if held is None else common(task)
 
     def alive(self) -> int:
         """Answer, also while it works, with the number of local steps that it has begun."""

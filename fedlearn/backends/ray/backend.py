@@ -26,10 +26,12 @@ from ...errors import ConfigError, WorkerError, in_range
 from ...vectors import tree_flat
 from ...work import SUMS, Event, Reduced, Setup, Work, bytes_of
 from ...worker.states import States
+from ..holders import Runs
 from ..parcel import pack, short_folder
 from . import cluster
 from .actor import SMALL, Actor
 from .cluster import NICENESS, Watch, last_line
+from .machines import Machine, Machines
 from .seat import Seat
 from .turn import AT_ONCE, PIECE, Turn
 
@@ -46,6 +48,7 @@ class RayActors:
     its own environment variables. ``chunk`` clients are handed out at a time; 0 chooses: many at first, one at a time
     at the end. An actor that gives no sign of life for ``timeout`` seconds is taken for dead, and so is one whose work
     takes no local step for ``hang`` seconds (0 or None: it may); ``replacements`` may be made in a round.
+    Where machines have data of their own, every machine gets an actor before one gets a second.
     ``niceness`` (0 to 19) is that of the actors' processes; None takes 0 on a cluster that is started
     here, though Ray's own is 15, and a joined cluster as it is: there it cannot be set.
     """
@@ -102,6 +105,7 @@ class RayWorkers:
         self.happened: list[Event] = []
         self.folder = short_folder()
         self.seats: list[Seat] = []
+        self.machines: Machines | None = None   # where each has data of its own
         self.own, quiet = False, ExitStack()
         self.watch = Watch(_ray(), backend.timeout)
         self.startup = backend.timeout
@@ -123,7 +127,11 @@ class RayWorkers:
             self.setup = setup
             # A cluster of our own is this machine: large arrays are shared as files.
             self.parcel = _ray().put(pack(setup, self.folder if self.own else None))
-            self.seats = [Seat(i + 1, self._start()) for i in range(backend.workers)]
+            places: Sequence[Machine | None] = [None] * backend.workers
+            if not self.own and getattr(setup.task, "holds", None) is not None:
+                self.machines = Machines(_ray(), setup.task, backend.threads)
+                places = self.machines.start(backend.workers, backend.timeout)
+            self.seats = [Seat(i + 1, self._start(there), machine=there) for i, there in enumerate(places)]
             self._await_actors()
         except BaseException:
             self.close()
@@ -169,22 +177,51 @@ class RayWorkers:
         self.seats, self.parcel = [], None
         self.clean()
 
-    def replace(self, seat: Seat) -> None:
-        """Put a new actor on a seat."""
+    def replace(self, seat: Seat, there: Machine | None = None) -> None:
+        """Put a new actor on a seat, ``there`` if that is said; where its machine is gone, the seat may stay empty."""
         self._kill(seat)
-        seat.actor, seat.pid, seat.since = self._start(), 0, time.monotonic()
-        seat.hello, seat.steps = seat.actor.hello.remote(), None
+        seat.actor, seat.hello, seat.pid, seat.steps = None, None, 0, None
+        if self.machines is not None:
+            if there is None and self.watch.silent is None:     # a GCS that does not answer cannot be asked
+                there = self.machines.place(seat, self.seats, self.machines.there())
+            if there is None:
+                return
+            seat.machine = there
+        seat.actor, seat.since = self._start(there), time.monotonic()
+        seat.hello = seat.actor.hello.remote()
+
+    def settle(self) -> None:
+        """Find a machine for who has none, and another one for who is not up yet and whose machine is gone."""
+        assert self.machines is not None
+        there = self.machines.there()
+        for seat in self.seats:
+            gone = seat.machine is not None and seat.machine.node not in there
+            if seat.actor is None or seat.hello is not None and gone:
+                self.replace(seat)
+
+    def meet(self, seat: Seat, said: Any) -> None:
+        """Note the first word of an actor.
+
+        Raises:
+            DataError: if its machine does not know the same of all clients as this one.
+        """
+        seat.pid, held, common = said
+        seat.hello, seat.holds = None, None if held is None else Runs(held)
+        if self.machines is not None:
+            self.machines.meet(seat, common)
 
     def _kill(self, seat: Seat, politely: bool = True) -> None:
         if self.own:
             cluster.kill_outright(_ray(), seat.pid)
-        if politely:
+        if politely and seat.actor is not None:
             with suppress(Exception):
                 _ray().kill(seat.actor)
 
-    def _start(self) -> Any:
+    def _start(self, there: Machine | None) -> Any:
+        where = {"scheduling_strategy": _ray().util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            there.node, soft=False)} if there else {}
         remote = _ray().remote(num_cpus=self.backend.threads, max_restarts=0, max_task_retries=0,
-                               concurrency_groups={"health": 1})
+                               concurrency_groups={"health": 1}, **where)
         return remote(Actor).remote(self.parcel, fetch)
 
     def _await_actors(self) -> None:
@@ -196,12 +233,13 @@ class RayWorkers:
             raise WorkerError(f"{len(ready)} of {self.backend.workers} Ray actors came up within "
                               f"{self.backend.timeout:g} s (the cluster has {cores:g} CPUs in all, each actor takes "
                               f"{self.backend.threads}); use fewer backend.workers, or raise backend.timeout")
-        try:
-            for seat, pid in zip(self.seats, ray.get(waiting), strict=True):
-                seat.pid = pid
-            self.startup = max(self.backend.timeout, PATIENCE * (time.monotonic() - began))
-        except ray.exceptions.RayError as e:
-            raise WorkerError(f"a Ray actor died at its start: {last_line(e)}") from e
+        for seat, said in zip(self.seats, waiting, strict=True):
+            try:
+                self.meet(seat, ray.get(said))
+            except ray.exceptions.RayError as e:
+                where = f" at {seat.machine.address}" if seat.machine else ""
+                raise WorkerError(f"a Ray actor{where} died at its start: {last_line(e)}") from e
+        self.startup = max(self.backend.timeout, PATIENCE * (time.monotonic() - began))
 
 
 def _clean(own: bool, folder: Path, quiet: ExitStack) -> None:

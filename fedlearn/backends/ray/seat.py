@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import ClientError
 from ...reducers.layout import Layout
 from ...work import Event, Record
+from ..holders import Runs
+
+if TYPE_CHECKING:
+    from .machines import Machine
 
 
 @dataclass
@@ -18,7 +22,8 @@ class Seat:
     """An actor, the clients whose uploads are in its partial sum, and what it is doing.
 
     Whoever sits on it may change: ``hello`` is the reference of the first thing that a new one says, the number of its
-    process, and ``pid`` that number, 0 until then.
+    process and whose data it has; ``pid`` is that number, 0 until then. The seat is empty, ``actor`` None, as long as
+    the only machine to which an actor could go is missing.
     """
 
     number: int
@@ -26,6 +31,8 @@ class Seat:
     hello: Any = None
     since: float = 0.0   # when the new one was asked for
     pid: int = 0
+    holds: Runs | None = None           # whose data it has, once it said so; None: everybody's
+    machine: Machine | None = None      # where it was told to be, if it was
     loss: tuple[Event, float] | None = None   # that of who sat here before, and when, while nobody made up for it
     done: list[int] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -43,7 +50,17 @@ class Seat:
 
     def who(self) -> str:
         """Say who sits here."""
-        return f"actor on seat {self.number} " + (f"(process {self.pid})" if self.pid else "(not up yet)")
+        where = f" at {self.machine.address}" if self.machine else ""
+        return f"actor on seat {self.number} " + (f"(process {self.pid})" if self.pid else "(not up yet)") + where
+
+    @property
+    def up(self) -> bool:
+        """Whether somebody sits here who said hello."""
+        return self.actor is not None and self.hello is None
+
+    def has(self, client: int) -> bool:
+        """Say whether who sits here has a client's data, as far as is known."""
+        return self.up and (self.holds is None or client in self.holds)
 
     def forget(self) -> None:
         """Be as at the start of a round."""

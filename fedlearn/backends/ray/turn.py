@@ -5,7 +5,8 @@ Ray's object store ever holds a partial sum beside the sum, unless it is small. 
 round, so that after a loss in the middle the adding up begins anew. What arrives is compared with the checksum that its
 actor made of it.
 
-While a replacement starts the others go on. Ray itself is handed in: it is imported in one place.
+While a replacement starts the others go on. Who holds only some clients' data works only on these; clients that nobody
+holds wait for a replacement, or a machine, that may bring them. Ray itself is handed in: it is imported in one place.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import WorkerError
+from ...errors import DataError, WorkerError
 from ...reducers.layout import Layout
 from ...work import SUMS, Event, Part, Reduced, Setup, Work, bytes_of, cost
 from ..balance import longest_first
 from ..gather import agree, check_bound, decode, first, in_order, refusals
 from .cluster import LOOK, RESUME, Watch, cause, last_line
+from .machines import Machine, Machines
 from .seat import Seat, checksum, wrapped
 
 PIECE = 1 << 22  # entries of a partial sum that are fetched at a time
@@ -41,9 +43,18 @@ class Pool(Protocol):
     watch: Watch
     happened: list[Event]
     startup: float      # seconds that a replacement may take to come up
+    machines: Machines | None   # where each has data of its own
 
-    def replace(self, seat: Seat) -> None:
+    def replace(self, seat: Seat, there: Machine | None = None) -> None:
         """Put a new actor on a seat."""
+        ...
+
+    def settle(self) -> None:
+        """Find a machine for who has none."""
+        ...
+
+    def meet(self, seat: Seat, said: Any) -> None:
+        """Note the first word of an actor."""
         ...
 
 
@@ -60,6 +71,8 @@ class Turn:
         self.total = SUMS[pool.setup.reduce]()
         self.failures: list[Exception] = []
         self.lost = 0
+        self.needless: set[int] = set()     # seats that have the data of nobody in the queue
+        self.stuck: float | None = None     # since when clients wait and nobody works
 
     def run(self) -> Reduced:
         """Return the sum of all uploads, and the records.
@@ -74,9 +87,15 @@ class Turn:
             if not busy and (self.failures or not self.queue):
                 break
             coming = {seat.hello: seat for seat in self.seats if seat.hello is not None}
-            if not busy:
-                self._check_coming(coming.values())
-            done, _ = self.ray.wait([*busy, *coming], num_returns=1, timeout=min(self.settings.timeout / 4, LOOK))
+            self._wait_for(coming.values(), None if busy else self.stuck or time.monotonic())
+            if self.pool.machines is not None and self.pool.watch.silent is None and self.pool.machines.due():
+                self._settle()
+                coming = {seat.hello: seat for seat in self.seats if seat.hello is not None}
+            pause = min(self.settings.timeout / 4, LOOK)
+            if not busy and not coming:     # a machine is missing
+                time.sleep(pause)
+                continue
+            done, _ = self.ray.wait([*busy, *coming], num_returns=1, timeout=pause)
             for answer in done:
                 if answer in coming:
                     self._welcome(coming[answer])
@@ -95,7 +114,7 @@ class Turn:
 
     def _assign(self) -> None:
         """Give free actors the next clients; when all are done, ask for their sums."""
-        free = [seat for seat in self.seats if seat.answer is None and seat.hello is None]
+        free = [seat for seat in self.seats if seat.answer is None and seat.up]
         if self.failures:
             return
         if self.queue:
@@ -112,7 +131,8 @@ class Turn:
 
     def _employ(self, seat: Seat) -> None:
         """Give a free actor the next clients."""
-        if not self.queue:
+        busy = self._next(seat)
+        if not busy:
             return
         if self.round is None:
             arrays = {name: v.detach().cpu().numpy() for name, v in self.work.broadcast.items()}
@@ -120,9 +140,25 @@ class Turn:
             if bytes_of(self.work.broadcast) > ALONG:
                 self.pool.watch.check_raylet()
                 self.round = self.ray.put(self.round)
-        share = -(-len(self.queue) // (3 * len(self.seats)))
-        seat.busy = [self.queue.popleft() for _ in range(min(self.settings.chunk or share, len(self.queue)))]
+        seat.busy = busy
         seat.ask(seat.actor.run.remote(self.token, [self.round], seat.busy))
+
+    def _next(self, seat: Seat) -> list[int]:
+        """Take the next clients that an actor can have out of the queue."""
+        if seat.holds is None:
+            share = -(-len(self.queue) // (3 * len(self.seats)))
+            return [self.queue.popleft() for _ in range(min(self.settings.chunk or share, len(self.queue)))]
+        if seat.number in self.needless:
+            return []
+        able = [(i, m) for i, m in enumerate(self.queue) if m in seat.holds]
+        if not able:
+            self.needless.add(seat.number)
+            return []
+        rivals = sum(other.hello is not None or other.has(able[0][1]) for other in self.seats)
+        able = able[:self.settings.chunk or -(-len(able) // (3 * rivals))]
+        for i, _ in reversed(able):
+            del self.queue[i]
+        return [m for _, m in able]
 
     def _fetch(self, seats: Sequence[Seat]) -> None:
         """Ask for the next pieces of partial sums whose layouts and bounds are all known."""
@@ -186,22 +222,54 @@ class Turn:
     def _welcome(self, seat: Seat) -> None:
         """Hear the first word of a replacement."""
         try:
-            seat.pid = self.ray.get(seat.hello)
+            said = self.ray.get(seat.hello)
         except self.ray.exceptions.RayError as e:
-            self._lose(seat, f"the replacement died at its start: {cause(e)}")
+            if self.pool.machines is not None and self.pool.machines.gone(seat):
+                self.pool.replace(seat)     # it was on its way to a machine that was not known yet to be lost
+            else:
+                self._lose(seat, f"the replacement died at its start: {(last_line if seat.machine else cause)(e)}")
             return
-        seat.hello = None
+        self.needless.discard(seat.number)
+        self.pool.meet(seat, said)
         seat.made_up()
 
-    def _check_coming(self, seats: Collection[Seat]) -> None:
-        """Check that not all replacements fail to come up.
+    def _wait_for(self, coming: Collection[Seat], stuck: float | None) -> None:
+        """Check, where clients wait and nobody works, that somebody may still come for them.
 
         Raises:
-            WorkerError: if the last that was asked for had its time.
+            WorkerError: if replacements, and the machines of those that hold the clients' data, had their time.
+            DataError: if everybody is there, and nobody has a client's data.
         """
-        if time.monotonic() - max(seat.since for seat in seats) > self.pool.startup:
-            raise WorkerError(f"no Ray actor is left in round {self.work.round}: none of {len(seats)} replacements "
-                              f"came up within {self.pool.startup:.0f} s; {RESUME}, or raise backend.timeout")
+        self.stuck = stuck
+        if stuck is None:
+            return
+        latest = max([seat.since for seat in coming], default=stuck)
+        now, machines, patience = time.monotonic(), self.pool.machines, self.pool.startup
+        if machines is not None:
+            if now - min(max(latest, stuck), stuck + patience) > patience:
+                raise machines.missing(self.queue, self.work.round, now - stuck)
+        elif not coming:
+            raise DataError(f"client {self.queue[0]}: its data is on none of the {len(self.seats)} workers here; "
+                            "allowed: clients whose data some worker holds; start the run on all machines that hold "
+                            "data.")
+        elif now - latest > patience:
+            raise WorkerError(f"no Ray actor is left in round {self.work.round}: none of {len(coming)} replacements "
+                              f"came up within {patience:.0f} s; {RESUME}, or raise backend.timeout")
+
+    def _settle(self) -> None:
+        """Find machines for who waits for one; where all have theirs, and nobody can work, move who can be spared.
+
+        Raises:
+            DataError: if only more actors would help.
+        """
+        machines = self.pool.machines
+        assert machines is not None
+        if not all(seat.up for seat in self.seats):
+            self.pool.settle()
+        elif self.stuck is not None and (move := machines.move(self.queue[0], self.seats)):
+            seat, there = move
+            self._again(seat)
+            self.pool.replace(seat, there)
 
     def _lose(self, seat: Seat, why: str) -> None:
         """Replace a lost actor; what it had of this round runs again."""
@@ -215,11 +283,16 @@ class Turn:
             raise WorkerError(f"{self.lost} Ray actors were lost in round {self.work.round}, allowed: "
                               f"{self.settings.replacements} (backend.replacements); the last one: {seat.who()}, "
                               f"{why}; {RESUME}")
-        self.queue = deque(longest_first({m: self.costs[m] for m in [*again, *self.queue]}))
-        seat.forget()
+        self._again(seat)
         self.total = SUMS[self.pool.setup.reduce]()
         for other in self.seats:
             if not other.busy:
                 other.keep()
         seat.loss = event, time.monotonic()
         self.pool.replace(seat)
+
+    def _again(self, seat: Seat) -> None:
+        """Let all that a seat had of this round run again."""
+        self.queue = deque(longest_first({m: self.costs[m] for m in [*seat.done, *seat.busy, *self.queue]}))
+        self.needless.clear()
+        seat.forget()
