@@ -215,5 +215,6 @@ def _apart(e: Experiment) -> bool:
 
 
 def _elsewhere(e: Experiment) -> bool:
-    """Return whether work is done on another device than the host's memory."""
-    return getattr(e.backend, "device", "cpu") != "cpu" and torch.cuda.is_available()
+    """Return whether work is done, at some ranks at least, on another device than the host's memory."""
+    asked = getattr(e.backend, "devices", "cpu")
+    return any(d != "cpu" for d in ([asked] if isinstance(asked, str) else asked)) and torch.cuda.is_available()

@@ -18,7 +18,6 @@ from problems import begin, blobs, experiment, play, setup_of
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.torchrun.backend import Torchrun
-from fedlearn.backends.torchrun.device import choose
 from fedlearn.errors import ConfigError, NonFiniteUpdate, UpdateOverflow, WorkerError
 from fedlearn.policies.local_work import LocalWork
 from fedlearn.vectors import digest
@@ -146,7 +145,7 @@ def test_a_taken_port() -> None:
             begin(experiment(FedAvg(), backend=Torchrun(workers=2, port=taken.getsockname()[1])))
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"timeout": 0}, {"port": 70000}, {"device": "gpu"},
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 0}, {"timeout": 0}, {"port": 70000}, {"devices": "gpu"},
                                    {"wire": "fp8"}, {"hang": -1.0}, {"replacements": -1}])
 def test_settings_out_of_range(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=f"^backend.{next(iter(wrong))}: "):
@@ -224,7 +223,7 @@ def test_under_torchrun_all_ranks_end_with_the_same_model(tmp_path: Path) -> Non
     said = under_torchrun(tmp_path, "equal")
     sha256, _, about = said[0].partition(" ")
     assert said[1] == sha256 == final()
-    assert about.startswith("2 ranks started by torchrun (backend.workers is not used), gloo")
+    assert about == "2 ranks started by torchrun (backend.workers is not used), 1 thread each"
 
 
 def test_under_torchrun_other_setups_are_refused_at_every_rank(tmp_path: Path) -> None:
@@ -244,38 +243,3 @@ def test_an_empty_cohort_gives_an_empty_sum() -> None:
     reduced = workers.map_reduce(Work(0, 0, {}, [], [], e.local))
     assert reduced.records == [] and reduced.sum.layout is None
     workers.close()
-
-
-
-
-class Movable:
-    """A task that can go to a device."""
-
-    def to(self, device: str) -> Movable:
-        return self
-
-
-def test_gpus_are_used_where_every_rank_has_one_and_the_task_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose("auto", Movable(), 1, 2) == "cuda:1"
-    assert choose("cpu", Movable(), 1, 2) == "cpu"
-    assert choose("auto", Movable(), 1, 3) == "cpu"
-    assert choose("auto", object(), 1, 2) == "cpu"
-    assert "NCCL" in Torchrun(workers=2).describe() and "NCCL" not in Torchrun(workers=3).describe()
-    with pytest.raises(ConfigError, match="backend.device: found 'cuda'.*2 GPUs for 3 ranks"):
-        choose("cuda", Movable(), 1, 3)
-    with pytest.raises(ConfigError, match="backend.device: found 'cuda'.*object has no method to"):
-        choose("cuda", object(), 1, 2)
-
-
-def test_a_gpu_that_is_asked_for_and_cannot_be_used_is_refused() -> None:
-    with pytest.raises(ConfigError, match="backend.device"):
-        begin(experiment(FedAvg(), backend=Torchrun(workers=1 + torch.cuda.device_count(), device="cuda")))
-
-
-@pytest.mark.gpu
-def test_a_rank_with_a_gpu_of_its_own_works_there() -> None:
-    e = experiment(Scaffold(), rounds=3, backend=Torchrun(workers=1, device="cuda"))
-    one, again = play(e)[0], play(e)[0]
-    assert torch.equal(one, again) and one.device.type == "cpu"
-    assert torch.allclose(one, play(experiment(Scaffold(), rounds=3))[0], atol=1e-4)

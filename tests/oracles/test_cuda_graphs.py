@@ -182,7 +182,7 @@ def test_whole_runs_equal_those_of_autograd(device: str, dtype: torch.dtype, alg
     if device == "cpu":
         monkeypatch.setitem(choose.KINDS, "graphs", lambda p: made.append(Repeated(
             deepcopy(p.model), p.criterion, p.store, p.prepare, p.precision)) or made[-1])
-    more = {"backend": Torchrun(workers=1, device="cuda")} if device == "cuda" else {}
+    more = {"backend": Torchrun(workers=1, devices="cuda")} if device == "cuda" else {}
     for local in (LocalWork(epochs=2, batch_size=5), LocalWork(steps=3, batch_size=0)):
         x, again, expected = (
             play(experiment(algorithm, 3, local=local, cohort=5, oracle=oracle, **more, task=federation(

@@ -20,7 +20,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 
@@ -31,11 +31,12 @@ from ...work import Setup
 from ...worker.worker import Worker
 from .children import culprit, muster
 from .coordinator import Coordinator
-from .device import check_device, choose, placed, words
+from .device import check_devices, choose, placed, words
 from .gang import Gang
 from .group import Group
 from .lost import Lost
 from .meet import meet
+from .pace import check_speeds
 from .rank import Rank, enter
 
 LOOPBACK = "lo" if os.uname().sysname == "Linux" else "lo0"
@@ -54,8 +55,10 @@ class Torchrun:
     local step for ``hang`` seconds (0 or None: for ever). Of the ranks that were started from here, up to
     ``replacements`` are replaced in a round. If the coordinator itself takes no step for so long, it says where and
     ends the process with exit code 4.
-    ``device`` is "cpu", "cuda" (a GPU of its own for every rank, and NCCL) or "auto", which takes
-    GPUs where there are enough and the task can use them.
+    ``devices`` is "cpu", "cuda" (a GPU of its own for every rank), "auto", or a list with an entry for each rank, "cpu"
+    or "cuda:N", the N-th GPU of its machine. "auto" decides machine by machine: GPUs where there is one for each of
+    its ranks and the task can go there, else the CPU. ``speeds`` are what clients are shared out by: "auto" measures
+    ranks at work and takes in what is plain, "equal" takes all for equal, a list has a number for each rank.
     ``port`` of the rendezvous on loopback, 0 for any free one, is not used under torchrun. ``token`` names a file with
     a secret that every host has: ranks that torchrun started on several hosts show by it that they belong together.
 
@@ -71,7 +74,7 @@ class Torchrun:
 
     workers: int = 2
     threads: int = 1
-    device: str = "auto"
+    devices: Any = "auto"
     timeout: float = 60.0
     port: int = 0
     wire: str = "float32"
@@ -79,6 +82,7 @@ class Torchrun:
     hang: float | None = 600.0
     replacements: int = 3
     token: str | None = None
+    speeds: Any = "auto"
 
     verbs: ClassVar[frozenset[str]] = frozenset({"map_reduce"})
 
@@ -89,7 +93,8 @@ class Torchrun:
         in_range("backend.hang", self.hang or 0.0, least=0, most=10**6)
         in_range("backend.replacements", self.replacements, least=0, whole=True)
         in_range("backend.port", self.port, least=0, most=65535)
-        check_device(self.device)
+        check_devices(self.devices)
+        check_speeds(self.speeds, self.dedicated)
         if self.wire not in WIRES:
             raise ConfigError("backend.wire", self.wire, one_of(WIRES, str(self.wire)))
         if self.dedicated and self.ranks() == 1:
@@ -110,8 +115,14 @@ class Torchrun:
         Raises:
             WorkerError: if a rank dies at start, stays silent for ``timeout`` seconds, or was given
                 another setup.
-            ConfigError: if the port is taken, the device cannot be had, or an exact sum was to cross as bf16.
+            ConfigError: if the port is taken, a device cannot be had, a list has not one entry per rank, or an exact
+                sum was to cross as bf16.
         """
+        ranks = self.ranks()
+        for name, given in (("devices", self.devices), ("speeds", self.speeds)):
+            if not isinstance(given, str) and len(given) != ranks:
+                raise ConfigError(f"backend.{name}", list(given), f"a list with {ranks} entries, one for each rank",
+                                  f"It has {len(given)}; say backend.{name}=auto, or list them anew.")
         if self.wire != "float32" and setup.reduce == "exact":
             raise ConfigError("backend.wire", self.wire, "float32 with reduce=exact",
                               "An exact sum crosses as integers; rounded ones would depend on who shares a rank.")
@@ -122,13 +133,16 @@ class Torchrun:
         """Say what runs where."""
         each = f"{self.threads} thread{'s' * (self.threads > 1)} each"
         each += ", rank 0 coordinates only" * self.dedicated + f", sums as {self.wire}" * (self.wire != "float32")
+        if self.devices != "auto":
+            each += f", on {self.devices if isinstance(self.devices, str) else words(self.devices)}"
+        if self.speeds != "auto":
+            given = self.speeds if isinstance(self.speeds, str) else ", ".join(f"{speed:g}" for speed in self.speeds)
+            each += f", speeds {given}"
         if under_torchrun():
-            return (f"{os.environ['WORLD_SIZE']} ranks started by torchrun (backend.workers is not used), "
-                    f"{words(self.device, _local()[1])}, {each}")
+            return f"{os.environ['WORLD_SIZE']} ranks started by torchrun (backend.workers is not used), {each}"
         if self.workers == 1:
-            return f"1 rank in this process, {words(self.device, 1)}, {each}"
-        return (f"{self.workers} ranks on this machine, started from here, "
-                f"{words(self.device, self.workers)}, {each}")
+            return f"1 rank in this process, {each}"
+        return f"{self.workers} ranks on this machine, started from here, {each}"
 
 
 def _local() -> tuple[int, int]:
@@ -153,7 +167,7 @@ def launch(backend: Torchrun, setup: Setup) -> Coordinator:
         setup = _with_states(setup, world, folder)
         gang = Gang(backend, setup, LOOPBACK)
         gang.start(range(1, world))
-        device = choose(backend.device, setup.task, 0, world)
+        device = choose(backend.devices, setup.task, 0, 0, world)
         worker = Worker(placed(setup, device), through=world > 1)
         if failed := muster(gang.children, backend.timeout, gang.hang):
             child, why = failed
@@ -183,15 +197,18 @@ def join(backend: Torchrun, setup: Setup) -> Coordinator | Rank:
     """Meet the ranks that torchrun started."""
     rank, world, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), backend.timeout
     folder = Path(tempfile.mkdtemp(prefix="fedlearn-")) if rank == 0 else None
-    group = store = None
+    group = store = refused = None
     try:
         store = meet(os.environ, backend.token, timeout, next(opened))
-        device = choose(backend.device, setup.task, *_local())
+        try:
+            device = choose(backend.devices, setup.task, rank, *_local())
+        except ConfigError as e:
+            device, refused = "cpu", e     # the others are to hear of it, which takes a group
         group = Group(store, rank, world, timeout, "", range(1, world) if rank == 0 else [0], device,
                       backend.hang or 0.0)
         if folder is not None:
             setup = _with_states(setup, world, folder)
-        worker = enter(group, setup)
+        worker = enter(group, setup, refused)
         if folder is not None and (setup.states is None or setup.states.parent != folder):
             folder.rmdir()
         if folder is None:

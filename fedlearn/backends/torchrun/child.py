@@ -139,7 +139,7 @@ def main() -> int:
     voice.say(at="unpacked")
     try:
         with voice.humming(hello["timeout"] / 4):
-            device = choose(hello["device"], setup.task, hello["seat"], hello["seats"])
+            device = choose(hello["devices"], setup.task, hello["seat"], hello["seat"], hello["seats"])
             worker = Worker(placed(setup, device), through=True)
             store = reach(hello)
     except FedlearnError as e:

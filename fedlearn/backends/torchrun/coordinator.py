@@ -7,6 +7,7 @@ torchrun's to restart: there a lost rank ends the run at every rank.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,11 @@ from ...worker.worker import Worker
 from ..balance import balance
 from .bundle import room_for
 from .children import Child
+from .device import unlike, words
 from .gang import Fate, Gang
 from .group import SETTLED, Group
 from .lost import Lost
+from .pace import Pace
 from .pulse import Toil
 from .share import Share, conduct, to_header
 from .store import Store
@@ -32,6 +35,8 @@ from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from .backend import Torchrun
+
+log = logging.getLogger("fedlearn")
 
 RESUME = "continue the run with `fedlearn resume`"
 
@@ -49,6 +54,12 @@ class Coordinator:
         self.rank = 0
         self.healthy = True
         self.happened: list[Event] = []
+        self.pace = Pace(backend.speeds, backend.ranks(), backend.dedicated)
+        sums = "NCCL" if group.nccl is not None else "gloo"
+        log.info("%d rank%s: %s; sums by %s", group.world, "s" * (group.world > 1), words(group.devices), sums)
+        if unlike(group.devices):   # the last bits of the result depend on who works on what
+            self.happened.append({"event": "unlike devices", "devices": list(map(str, group.devices)), "sums": sums,
+                                  "speeds": list(self.pace.speeds)})
         self.toil = Toil(worker)
         # Also when the caller forgets to close.
         self.clean = weakref.finalize(self, _clean, gang, folder)
@@ -56,6 +67,11 @@ class Coordinator:
         if backend.hang:
             self.watchdog = Watchdog(self.toil, backend.hang, self.clean.__call__)
             weakref.finalize(self, self.watchdog.stop.set)
+
+    @property
+    def seats(self) -> list[int]:
+        """Return every rank's seat: that of one that was started from here stays, if others are lost, what it was."""
+        return [0, *(child.seat for child in self.gang.children)] if self.gang else list(range(self.group.world))
 
     @property
     def children(self) -> list[Child]:
@@ -93,15 +109,20 @@ class Coordinator:
         Raises:
             Lost: if a rank is gone.
         """
-        sizes = self.setup.task.sizes
-        aside = int(self.backend.dedicated)
-        speeds = [0.0] * aside + [1.0] * (self.group.world - aside)
-        shares = balance({m: cost(sizes, m, work.local) for m in work.clients}, speeds, self.group.holds)
+        sizes, seats = self.setup.task.sizes, self.seats
+        costs = {m: cost(sizes, m, work.local) for m in work.clients}
+        shares = balance(costs, self.pace.of(seats), self.group.holds)
         header = to_header(work, shares, sizes, self.largest) | {"room": self.room, "wire": self.backend.wire}
         self.group.send(header, work.broadcast)
         with self.toil.on(work.round, shares[0]):
             mine = Share(self.group, self.worker, work, shares[0], self.backend.wire)
-        return conduct(mine, work, shares, self.room)
+        result, room, did = conduct(mine, work, shares, self.room)
+        # In a prelude clients do something else than their cost says.
+        if did and not work.prelude and self.pace.learn({
+                seat: (sum(costs[m] for m in clients), seconds)
+                for seat, (clients, seconds) in zip(seats, did, strict=True)}):
+            self.happened.append({"event": "speeds", "round": work.round, "speeds": list(self.pace.speeds)})
+        return result, room
 
     def _mend(self, why: Lost, work: Work, before: int) -> int:
         """Replace the ranks that the group was lost with, ``before`` of which were in this round; return how many.

@@ -1,61 +1,125 @@
-"""Where a rank works: on the CPU with gloo, or on a GPU of its own with NCCL.
+"""Where a rank works: on the CPU or on a GPU; and what all ranks make of what each has.
 
-A GPU is used where every rank of a machine has its own and the task can go there: a task that can
-has ``to(device) -> Task``, which returns a copy whose model, data and oracles live there.
+A task that can go to a GPU has ``to(device) -> Task``, which returns a copy whose model, data and oracles live there.
+Ranks of one group may have different devices: NCCL adds their sums up where each has a GPU of its own, gloo otherwise.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from datetime import timedelta
+from itertools import groupby
+from socket import gethostname
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from ...contracts import Task
 from ...errors import ConfigError, one_of
 from ...work import Setup, Work
 
-DEVICES = ("auto", "cpu", "cuda")
+WORDS = ("auto", "cpu", "cuda")
+ENTRY = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,3})")
+KEY = "backend.devices"
 
 
-def check_device(device: str) -> None:
-    """Check the name of a device.
+class Device(NamedTuple):
+    """A rank's device: how torch calls it, what it is, and what tells a GPU from all others anywhere ("" on a CPU)."""
+
+    torch: str
+    model: str
+    gpu: str
+
+    @classmethod
+    def of(cls, device: str) -> Device:
+        """Look at one of this machine's devices."""
+        if device == "cpu":
+            return cls(device, device, "")
+        about = torch.cuda.get_device_properties(device)
+        return cls(device, about.name, str(getattr(about, "uuid", f"{gethostname()} {device}")))
+
+    def __str__(self) -> str:
+        """Say what it is."""
+        return f"{self.torch} ({self.model})" if self.gpu else self.torch
+
+
+def check_devices(devices: Any) -> None:
+    """Check which devices are asked for: one word for all ranks, or a list with an entry for each.
 
     Raises:
-        ConfigError: naming backend.device.
+        ConfigError: naming backend.devices.
     """
-    if device not in DEVICES:
-        raise ConfigError("backend.device", device, one_of(DEVICES, device))
+    if isinstance(devices, str):
+        if devices not in WORDS:
+            raise ConfigError(KEY, devices, f"{one_of(WORDS, devices)}, or a list with one entry per rank",
+                              "As in [cuda:0,cuda:1,cpu].")
+        return
+    if not isinstance(devices, list | tuple):
+        raise ConfigError(KEY, devices, f"{one_of(WORDS)}, or a list with one entry per rank")
+    for rank, entry in enumerate(devices):
+        if not (isinstance(entry, str) and ENTRY.fullmatch(entry)):
+            raise ConfigError(KEY, entry, f"cpu, or cuda:N, as the entry of rank {rank}",
+                              "N counts the GPUs of its machine from 0.")
 
 
-def choose(device: str, task: Task, local_rank: int, local_world: int) -> str:
-    """Return the torch device of a rank, of ``local_world`` ranks on its machine.
+def choose(devices: str | Sequence[str], task: Task, rank: int, local_rank: int, local_world: int) -> str:
+    """Return the torch device of a rank, the ``local_rank``-th of ``local_world`` ranks on its machine.
 
     Raises:
-        ConfigError: if "cuda" is asked for and cannot be had.
+        ConfigError: if a GPU is asked for and cannot be had.
     """
-    gpus = torch.cuda.device_count() if device != "cpu" else 0
-    if gpus >= local_world and hasattr(task, "to"):
-        return f"cuda:{local_rank}"
-    if device == "cuda":
-        why = (f"This machine has {gpus} GPUs for {local_world} ranks." if gpus < local_world
-               else f"{type(task).__name__} has no method to(device).")
-        raise ConfigError("backend.device", device, "auto or cpu here", why)
-    return "cpu"
+    entry = devices if isinstance(devices, str) else devices[rank]
+    if entry == "cpu":
+        return entry
+    gpus, able = torch.cuda.device_count(), hasattr(task, "to")
+    if entry in WORDS:
+        here, needed, enough = f"cuda:{local_rank}", f"{local_world} ranks", gpus >= local_world
+    else:
+        here, needed, enough = entry, f"rank {rank}", int(entry.removeprefix("cuda:")) < gpus
+    if enough and able:
+        return here
+    if entry == "auto":
+        return "cpu"
+    why = (f"{type(task).__name__} has no method to(device)." if enough else
+           f"The machine {gethostname()} has {gpus} GPU{'s' * (gpus != 1)} for {needed}.")
+    allowed = "auto or cpu here" if entry in WORDS else " or ".join(
+        [f"cuda:{n}" for n in range(gpus if able else 0)] + ["cpu"]) + f" as the entry of rank {rank}"
+    raise ConfigError(KEY, entry, allowed, why)
 
 
-def words(device: str, local_world: int) -> str:
-    """Say what ``choose`` does on this machine."""
-    gpus = torch.cuda.device_count() if device != "cpu" else 0
-    if device == "cuda":
-        return "NCCL with a GPU each"
-    return "NCCL with a GPU each if the task can, else gloo on CPU" if gpus >= local_world else "gloo on CPU"
+def nccl(store: Any, rank: int, world: int, seconds: float) -> Any:
+    """Return an NCCL group, which connects at its first sum; waiting longer than ``seconds`` ends the process."""
+    options: Any = dist.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=seconds)
+    return dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, world, options)
+
+
+def one_each(devices: Sequence[Device]) -> bool:
+    """Return whether each of these is a GPU that no other rank has: NCCL takes no two ranks on one."""
+    return all(device.gpu for device in devices) and len({device.gpu for device in devices}) == len(devices)
+
+
+def unlike(devices: Sequence[Device]) -> bool:
+    """Return whether there are different ones among them: their kernels may differ in the last bits."""
+    return len({device.model for device in devices}) > 1
+
+
+def words(devices: Sequence[Device] | Sequence[str]) -> str:
+    """Name the devices of all ranks, in their order: "cuda:0 (NVIDIA H100), 2 x cpu"."""
+    runs = [(name, len(list(run))) for name, run in groupby(map(str, devices))]
+    return ", ".join(name if many == 1 else f"{many} x {name}" for name, many in runs)
 
 
 def placed(setup: Setup, device: str) -> Setup:
     """Return the setup with its task on a device."""
+    if device == "cpu":
+        return setup
+    torch.cuda.set_device(device)   # streams, and the graphs that are recorded on them, are the current device's
     task: Any = setup.task
-    return setup if device == "cpu" else replace(setup, task=task.to(device))
+    return replace(setup, task=task.to(device))
 
 
 def moved(work: Work, device: str) -> Work:

@@ -70,7 +70,7 @@ class Gang:
         for child in new:
             child.tell(self.rendezvous.hello | {
                 "parcel": str(parcel), "seat": child.seat, "seats": self.backend.workers,
-                "interface": self.interface, "device": self.backend.device, "hang": self.hang,
+                "interface": self.interface, "devices": self.backend.devices, "hang": self.hang,
                 "parent": current_thread() is main_thread()})
 
     def unpacked(self) -> None:

@@ -24,6 +24,7 @@ from torch.distributed.distributed_c10d import AllgatherOptions
 
 from .bundle import SMALL, SOME, Altered, bundle, checksum, length, room_for, unbundle
 from .command import describe, restore
+from .device import Device, nccl, one_each
 from .host import Host, Memory
 from .lost import Lost, line_of
 from .mesh import mesh
@@ -38,9 +39,9 @@ class Group:
     """``world`` ranks that met at ``store``; ``watch`` are the ranks whose heartbeat this one checks.
 
     ``interface`` is the network interface to use (empty: gloo's choice, or GLOO_SOCKET_IFNAME).
-    ``device`` other than "cpu" adds NCCL for the sums. A watched rank that was at work for ``hang`` seconds without a
-    step is taken for hung (0: never). While an operation lasts ``over`` is asked now and then why it cannot end, if
-    that is known; "" is no reason.
+    ``device`` is this rank's, ``devices`` are all ranks'. If each has a GPU of its own NCCL adds the sums up, else gloo
+    in the hosts' memory. A watched rank that was at work for ``hang`` seconds without a step is taken for hung (0:
+    never). While an operation lasts ``over`` is asked now and then why it cannot end, if known; "" is no reason.
 
     Raises:
         Lost: if a rank does not come within ``timeout`` seconds.
@@ -54,6 +55,7 @@ class Group:
         self.room = room_for(0)   # of a command, the same at every rank
         self.gloo: Any = None
         self.nccl: Any = None
+        self.devices: list[Device] = []
         self.commands, self.stuck = 0, False
         self.waits: Any = None     # the operation that has not ended
         self.answered = True   # whether nobody reads the last command's vectors any more
@@ -82,16 +84,12 @@ class Group:
                        f"({line_of(e)})", missing) from e
         memory = Memory(self.device == "cpu" and self.world > 1)
         try:
-            told = self.all([self.device.split(":")[0], memory.address])
-            kinds = sorted({kind for kind, _ in told})
-            if len(kinds) > 1:
-                raise Lost(f"some ranks have {' and others '.join(kinds)}; set backend.device=cpu")
-            if self.device != "cpu":
-                wait: Any = dist.ProcessGroupNCCL.Options()
+            told = self.all([*Device.of(self.device), memory.address])
+            self.devices = [Device(*device) for *device, _ in told]
+            if one_each(self.devices):
                 # The heartbeat decides; NCCL's own clock, which ends the process, comes later.
-                wait._timeout = timedelta(seconds=10 * self.timeout + 2 * self.hang)
-                self.nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", self.store), self.rank, self.world, wait)
-            self.host = Host(self, memory, [address for _, address in told])
+                self.nccl = nccl(self.store, self.rank, self.world, 10 * self.timeout + 2 * self.hang)
+            self.host = Host(self, memory, [address for *_, address in told])
         except BaseException:
             memory.close()
             raise
@@ -186,9 +184,10 @@ class Group:
             there = buffer.to(self.device)
             self._done(self.nccl.reduce([there], options))
             return there.to(buffer.device)
-        if buffer.numel():
-            self._done(self.gloo.reduce([buffer], options))
-        return buffer
+        here = buffer.cpu()   # gloo adds up what lies in the host's memory
+        if here.numel():
+            self._done(self.gloo.reduce([here], options))
+        return here
 
     def broadcast(self, t: Tensor, among: Any) -> None:
         """Send a tensor from the first rank of a group to the others of it."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import WorkerError
+from ...errors import ConfigError, WorkerError
 from ...faults import at
 from ...work import Setup
 from ...worker.worker import Worker
@@ -29,8 +29,10 @@ from .share import Share, from_header
 from .store import Store
 
 
-def enter(group: Group, setup: Setup) -> Worker:
+def enter(group: Group, setup: Setup, refused: ConfigError | None = None) -> Worker:
     """Set this rank's worker up as rank 0 says; every rank that composed its own setup calls it once.
+
+    ``refused`` is why this rank cannot have the device that was asked for: all ranks raise that.
 
     Raises:
         WorkerError: if a rank has another setup than rank 0.
@@ -45,6 +47,8 @@ def enter(group: Group, setup: Setup) -> Worker:
         setup = replace(setup, states=None if header["states"] is None else Path(header["states"]))
     error: Exception | None = None
     try:
+        if refused is not None:
+            raise refused
         if own != header["digest"]:
             raise WorkerError(f"rank {group.rank} has another setup than rank 0 ({own[:12]}, not "
                               f"{header['digest'][:12]}); start all ranks with the same command, code "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,6 +69,8 @@ class Share:
         self.sum = SUMS[worker.setup.reduce]()
         self.error: Exception | None = None
         part, injected = Part([], []), None
+        # The first share of a process is no measure: it loads code and fills caches.
+        fresh, began = worker.steps_done == 0, perf_counter()
         try:
             if clients:
                 here = moved(work, group.device)
@@ -80,12 +83,13 @@ class Share:
         except Exception as e:
             self.error = e
         self.sum.carry()
+        seconds = 0.0 if fresh else perf_counter() - began
         fault = None if self.error is None else encode(self.error, f"rank {group.rank}")
         layout = None if self.sum.layout is None or fault else self.sum.layout.parts
         alone = layout is not None and not small(self.sum)    # it travels by itself, if at all
         check = group.check(self.sum.buffer, self.turn) if alone and isinstance(self.sum, ExactSum) else 0
         words = {"records": list(zip(*map(COLUMNS, part.records), strict=True)), "layout": layout,
-                 "bound": self.sum.bound, "check": check, "error": fault,
+                 "bound": self.sum.bound, "check": check, "error": fault, "seconds": seconds,
                  "refused": [encode(e, "") for e in part.refused]}
         mine = [crossing(self.sum.buffer, wire)] if layout and small(self.sum) and group.rank else []
         self.said = bundle(words, mine)
@@ -95,7 +99,7 @@ class Share:
     def reduce(self, parts: Any) -> None:
         """Add all ranks' partial sums up at rank 0; every rank calls it, those that were idle too."""
         if self.sum.layout is None:
-            self.sum.shape_as(Layout.from_json(parts), self.group.device)
+            self.sum.shape_as(Layout.from_json(parts), self.group.device if self.group.nccl is not None else "cpu")
         self.sum.buffer = self.group.reduce(self.sum.buffer, self.wire)
 
 
@@ -112,8 +116,19 @@ def crossing(buffer: Tensor, wire: str) -> Tensor:
     return (buffer.bfloat16() if wire == "bf16" else buffer).cpu()
 
 
-def conduct(mine: Share, work: Work, shares: Sequence[Sequence[int]], room: int) -> tuple[Reduced | Exception, int]:
-    """Return at rank 0 what became of a round, or the error to raise, and the room that answers take.
+class Outcome(NamedTuple):
+    """What became of a round, or the error to raise; the room that answers take; each rank's clients and seconds.
+
+    The clients are those whose replies are in the sum; 0 seconds mean that nobody measured.
+    """
+
+    result: Reduced | Exception
+    room: int
+    did: Sequence[tuple[Sequence[int], float]] = ()
+
+
+def conduct(mine: Share, work: Work, shares: Sequence[Sequence[int]], room: int) -> Outcome:
+    """Return at rank 0 what became of a round.
 
     Other ranks do what rank 0's commands ask for, one after another: after an error nobody is left waiting.
 
@@ -133,13 +148,13 @@ def conduct(mine: Share, work: Work, shares: Sequence[Sequence[int]], room: int)
         worst = first(failures, work)
         # An error of this very rank keeps its traceback.
         own = mine.error is not None and encode(mine.error, "rank 0") == encode(worst, "")
-        return mine.error if own and mine.error else worst, room
+        return Outcome(mine.error if own and mine.error else worst, room)
     bounds = [words["bound"] for words in told]
     try:
         shape = agree([words["layout"] and Layout.from_json(words["layout"]) for words in told], shares, work)
         check_bound(bounds, shares, work)
     except FedlearnError as e:
-        return e, room
+        return Outcome(e, room)
     if shape is not None:
         if total.layout is None:
             total.shape_as(shape)
@@ -159,7 +174,8 @@ def conduct(mine: Share, work: Work, shares: Sequence[Sequence[int]], room: int)
         total.bound = sum(bounds)
     records = (Record(*row) for words in told for row in zip(*words["records"], strict=True))
     refused = refusals((decode(e) for words in told for e in words["refused"]), work)
-    return Reduced(total, in_order(records, work), refused), room
+    did = [(words["records"][0] if words["records"] else [], words["seconds"]) for words in told]
+    return Outcome(Reduced(total, in_order(records, work), refused), room, did)
 
 
 def _opened(answers: Sequence[Tensor], read: Callable[[Tensor], Any]) -> list[Any]:
