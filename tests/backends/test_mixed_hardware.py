@@ -21,9 +21,10 @@ from problems import begin, blobs, experiment, play, setup_of
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.balance import balance
+from fedlearn.backends.device import Device, unlike, words
 from fedlearn.backends.torchrun import coordinator
 from fedlearn.backends.torchrun.backend import Torchrun
-from fedlearn.backends.torchrun.device import Device, choose, one_each, unlike, words
+from fedlearn.backends.torchrun.device import choose, one_each
 from fedlearn.backends.torchrun.share import Outcome, Share
 from fedlearn.config.compose import compose, recompose, to_yaml
 from fedlearn.errors import ConfigError

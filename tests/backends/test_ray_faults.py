@@ -14,7 +14,8 @@ from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.ray.backend import RayActors, RayWorkers
+from fedlearn.backends.ray.backend import RayActors
+from fedlearn.backends.ray.workers import RayWorkers
 from fedlearn.errors import WorkerError
 from fedlearn.faults import Fault, Faults
 from fedlearn.vectors import digest

@@ -17,6 +17,7 @@ from torch import Tensor
 from ... import faults
 from ...work import SUMS, Part, Sum, Work
 from ...worker.worker import Worker
+from ..device import Device, moved, placed
 from ..gather import check_untouched, encode, versions
 from ..holders import runs
 from ..parcel import unpack
@@ -30,8 +31,9 @@ BREATH = 0.05    # seconds after which an answer has left an actor: from then on
 class Actor:
     """What runs in an actor: a worker, and the partial sum of the round that it works in."""
 
-    def __init__(self, parcel: bytes, fetch: Callable[[Any], Any]) -> None:
-        self.worker = Worker(unpack(parcel), through=True)
+    def __init__(self, parcel: bytes, fetch: Callable[[Any], Any], kind: str = "cpu") -> None:
+        self.device = "cpu" if kind == "cpu" else f"{kind}:0"     # the only one that Ray lets it see
+        self.worker = Worker(placed(unpack(parcel), self.device), through=True)
         self.fetch = fetch
         self.token, self.round = "", 0
         self.work: Work | None = None
@@ -39,14 +41,14 @@ class Actor:
         self.corrupt = False
         self.idle: Thread | None = None
 
-    def hello(self) -> tuple[int, list[list[int]] | None, str]:
-        """Answer, as soon as the actor is there: the number of its process, and whose data it has (None: everybody's).
+    def hello(self) -> tuple[int, Device, list[list[int]] | None, str]:
+        """Answer, as soon as the actor is there: the number of its process, its device, and whose data it has.
 
-        With private data also a digest of what all machines must know alike.
+        That is None for everybody's. With private data it is also a digest of what all machines must know alike.
         """
         task = self.worker.setup.task
         held = runs(task)
-        return os.getpid(), held, "" if held is None else common(task)
+        return os.getpid(), Device.of(self.device), held, "" if held is None else common(task)
 
     def alive(self) -> int:
         """Answer, also while it works, with the number of local steps that it has begun."""
@@ -65,7 +67,8 @@ class Actor:
             self.token, self.work, self.sum = token, None, SUMS[self.worker.setup.reduce]()
         if self.work is None:
             work, arrays = round[0] if isinstance(round[0], tuple) else self.fetch(round[0])
-            self.work = replace(work, broadcast={name: _in_place(array) for name, array in arrays.items()})
+            here = replace(work, broadcast={name: _in_place(array) for name, array in arrays.items()})
+            self.work = moved(here, self.device)
             self.round = work.round
         try:
             faults.at("receive", self.work.round)
@@ -86,7 +89,7 @@ class Actor:
         faults.at("reduce", self.round)
         self.work = None
         self.sum.carry()
-        values = self.sum.buffer.numpy()
+        values = self.sum.buffer.cpu().numpy()
         small = len(values) <= SMALL
         if small:
             self._rest()
@@ -97,7 +100,7 @@ class Actor:
         assert token == self.token
         if start + length >= len(self.sum.buffer):
             self._rest()
-        return self._hand_over(self.sum.buffer[start:start + length].numpy())
+        return self._hand_over(self.sum.buffer[start:start + length].cpu().numpy())
 
     def _hand_over(self, values: np.ndarray) -> np.ndarray:
         if self.corrupt:

@@ -27,6 +27,7 @@ class Machine:
     node: str
     address: str
     room: int = 1   # actors that it has CPUs for
+    gpus: int = 0
 
 
 class Machines:
@@ -40,8 +41,8 @@ class Machines:
 
     def there(self) -> dict[str, Machine]:
         """Return the machines that are up and have CPUs for an actor, by node."""
-        found = [Machine(n["NodeID"], n["NodeManagerAddress"], int(n["Resources"].get("CPU", 0) // self.threads))
-                 for n in self.api.nodes() if n["Alive"]]
+        found = [Machine(n["NodeID"], n["NodeManagerAddress"], int(n["Resources"].get("CPU", 0) // self.threads),
+                         int(n["Resources"].get("GPU", 0))) for n in self.api.nodes() if n["Alive"]]
         return {m.node: m for m in sorted(found, key=lambda m: (m.address, m.node)) if m.room}
 
     def gone(self, seat: Seat) -> bool:

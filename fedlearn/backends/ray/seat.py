@@ -33,6 +33,8 @@ class Seat:
     pid: int = 0
     holds: Runs | None = None           # whose data it has, once it said so; None: everybody's
     machine: Machine | None = None      # where it was told to be, if it was
+    kind: str = "cpu"    # or "cuda"
+    device: Any = None   # what that is, once it said so
     loss: tuple[Event, float] | None = None   # that of who sat here before, and when, while nobody made up for it
     done: list[int] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)

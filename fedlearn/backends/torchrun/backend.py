@@ -29,9 +29,10 @@ from ...errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
 from ...vectors import tree_flat
 from ...work import Setup
 from ...worker.worker import Worker
+from ..device import placed, words
 from .children import culprit, muster
 from .coordinator import Coordinator
-from .device import check_devices, choose, placed, words
+from .device import check_devices, choose
 from .gang import Gang
 from .group import Group
 from .lost import Lost

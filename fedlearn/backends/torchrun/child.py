@@ -22,10 +22,11 @@ from typing import Any
 
 from ...errors import FedlearnError
 from ...worker.worker import Worker
+from ..device import placed
 from ..gather import encode
 from ..parcel import unpack
 from .children import LOST
-from .device import choose, placed
+from .device import choose
 from .group import Group
 from .lost import Lost
 from .pulse import Toil

@@ -21,9 +21,9 @@ from ...errors import WorkerError
 from ...work import SUMS, Event, Reduced, Setup, Work, cost
 from ...worker.worker import Worker
 from ..balance import balance
+from ..device import unlike, words
 from .bundle import room_for
 from .children import Child
-from .device import unlike, words
 from .gang import Fate, Gang
 from .group import SETTLED, Group
 from .lost import Lost

@@ -1,6 +1,5 @@
-"""Where a rank works: on the CPU or on a GPU; and what all ranks make of what each has.
+"""Where a rank works: on the CPU or on a GPU.
 
-A task that can go to a GPU has ``to(device) -> Task``, which returns a copy whose model, data and oracles live there.
 Ranks of one group may have different devices: NCCL adds their sums up where each has a GPU of its own, gloo otherwise.
 """
 
@@ -8,42 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
-from itertools import groupby
 from socket import gethostname
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ...contracts import Task
 from ...errors import ConfigError, one_of
-from ...work import Setup, Work
+from ..device import KEY, WORDS, Device
 
-WORDS = ("auto", "cpu", "cuda")
 ENTRY = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,3})")
-KEY = "backend.devices"
-
-
-class Device(NamedTuple):
-    """A rank's device: how torch calls it, what it is, and what tells a GPU from all others anywhere ("" on a CPU)."""
-
-    torch: str
-    model: str
-    gpu: str
-
-    @classmethod
-    def of(cls, device: str) -> Device:
-        """Look at one of this machine's devices."""
-        if device == "cpu":
-            return cls(device, device, "")
-        about = torch.cuda.get_device_properties(device)
-        return cls(device, about.name, str(getattr(about, "uuid", f"{gethostname()} {device}")))
-
-    def __str__(self) -> str:
-        """Say what it is."""
-        return f"{self.torch} ({self.model})" if self.gpu else self.torch
 
 
 def check_devices(devices: Any) -> None:
@@ -100,30 +75,3 @@ def nccl(store: Any, rank: int, world: int, seconds: float) -> Any:
 def one_each(devices: Sequence[Device]) -> bool:
     """Return whether each of these is a GPU that no other rank has: NCCL takes no two ranks on one."""
     return all(device.gpu for device in devices) and len({device.gpu for device in devices}) == len(devices)
-
-
-def unlike(devices: Sequence[Device]) -> bool:
-    """Return whether there are different ones among them: their kernels may differ in the last bits."""
-    return len({device.model for device in devices}) > 1
-
-
-def words(devices: Sequence[Device] | Sequence[str]) -> str:
-    """Name the devices of all ranks, in their order: "cuda:0 (NVIDIA H100), 2 x cpu"."""
-    runs = [(name, len(list(run))) for name, run in groupby(map(str, devices))]
-    return ", ".join(name if many == 1 else f"{many} x {name}" for name, many in runs)
-
-
-def placed(setup: Setup, device: str) -> Setup:
-    """Return the setup with its task on a device."""
-    if device == "cpu":
-        return setup
-    torch.cuda.set_device(device)   # streams, and the graphs that are recorded on them, are the current device's
-    task: Any = setup.task
-    return replace(setup, task=task.to(device))
-
-
-def moved(work: Work, device: str) -> Work:
-    """Return the work with its vectors on a device."""
-    if device == "cpu":
-        return work
-    return replace(work, broadcast={name: v.to(device) for name, v in work.broadcast.items()})

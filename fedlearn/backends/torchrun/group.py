@@ -22,9 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import AllgatherOptions
 
+from ..device import Device
 from .bundle import SMALL, SOME, Altered, bundle, checksum, length, room_for, unbundle
 from .command import describe, restore
-from .device import Device, nccl, one_each
+from .device import nccl, one_each
 from .host import Host, Memory
 from .lost import Lost, line_of
 from .mesh import mesh

@@ -18,10 +18,10 @@ from ...errors import ConfigError, WorkerError
 from ...faults import at
 from ...work import Setup
 from ...worker.worker import Worker
+from ..device import placed
 from ..gather import decode, encode
 from ..holders import Runs, runs
 from .agree import fingerprint
-from .device import placed
 from .group import Group
 from .lost import Lost
 from .pulse import Ear, Toil

@@ -17,9 +17,9 @@ from ...reducers.exact import ExactSum
 from ...reducers.layout import Layout
 from ...work import SUMS, Part, Record, Reduced, Sum, Work
 from ...worker.worker import Worker
+from ..device import moved
 from ..gather import agree, check_bound, check_untouched, decode, encode, first, in_order, refusals, versions
 from .bundle import SMALL, WRAP, Altered, bundle, length, room_for, unbundle
-from .device import moved
 from .group import Group
 from .lost import Lost
 
