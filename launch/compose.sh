@@ -12,9 +12,12 @@
 #   launch/compose.sh build                                                  the image again, after a change
 #
 #   --nodes N       so many nodes (2), each as if it were a machine of its own
-#   --least N       torchrun: train as soon as N of them are there, and while N are left (1)
+#   --least N       torchrun: train as soon as N of them are there, and while N are left (1; with --data all)
 #   --ranks N       ranks, or actors, on every node (1)
-#   --data DIR      DIR/1, DIR/2, ... are copied to /data of the first node, the second, ...; no other sees them
+#   --data DIR      DIR/1, DIR/2, ... are copied to /data of the first node, the second, ..., DIR/coordinator, if there,
+#                   to that of the coordinator or head; no other sees them. `fedlearn split DIR` makes such folders
+#   --wait SECONDS  how long a training waits for nodes that are missing before it gives up (torchrun 600, with --data a
+#                   day; ray, where it is backend.timeout, 60, with --data an hour)
 #   --launch WORD   torchrun: names the training; the same word goes on with it after `down` (the time)
 #
 # In the environment: BASE_IMAGE for the image (docker/Dockerfile), FEDLEARN_IMAGE its name, FEDLEARN_TOKEN the file of
@@ -46,16 +49,17 @@ case $kind in
 esac
 shift 2
 
-nodes=2 least=1 ranks=1 data='' launch='' overrides=() rest=()
+nodes=2 least='' ranks=1 data='' wait='' launch='' overrides=() rest=()
 while [ $# -gt 0 ]; do
     case $1 in
         --nodes) number "$@"; nodes=$2; shift 2 ;;
         --least) number "$@"; least=$2; shift 2 ;;
         --ranks) number "$@"; ranks=$2; shift 2 ;;
         --data) [ -d "${2:-}" ] || wrong "--data: found '${2:-}'; allowed: a folder"; data=$(cd "$2" && pwd); shift 2 ;;
+        --wait) number "$@"; wait=$2; shift 2 ;;
         --launch) launch=${2:-}; shift 2 ;;
         --volumes) rest+=(--volumes); shift ;;
-        -*) wrong "found $1; allowed: --nodes, --least, --ranks, --data, --launch, --volumes, then overrides" ;;
+        -*) wrong "found $1; allowed: --nodes, --least, --ranks, --data, --wait, --launch, --volumes, then overrides" ;;
         *) overrides+=("$1"); shift ;;
     esac
 done
@@ -64,7 +68,22 @@ done
 user=$(id -u):$(id -g)
 [ "${user%%:*}" != 0 ] || user=1000:1000
 export FEDLEARN_USER=$user FEDLEARN_RANKS=$ranks FEDLEARN_SLOTS=$((2 * ranks))
-export FEDLEARN_MACHINES=$((least + 1)):$((nodes + 1))
+[ -z "$wait" ] || [ "$verb-$kind" != up-ray ] || \
+    wrong "--wait: found '$wait' for 'up ray', which trains nothing; allowed: with 'run ray'"
+if [ -n "$data" ]; then
+    for i in $(seq "$nodes"); do
+        [ -d "$data/$i" ] || wrong "--data: found no $data/$i; allowed: a folder for every node, 1 to $nodes"
+    done
+    [ ! -e "$data/$((nodes + 1))" ] || wrong "--data: found $data/$((nodes + 1)); allowed: a folder for every node, \
+1 to $nodes (--nodes)"
+    # What only one node has no other can do: all of them are needed, and one that died may come back late. Ray takes an
+    # actor that froze for dead after the same time.
+    [ "$kind" = ray ] && patience=3600 || patience=86400
+    least=${least:-$nodes} wait=${wait:-$patience}
+fi
+least=${least:-1}
+[ "$least" -le "$nodes" ] || wrong "--least: found $least; allowed: 1 to $nodes (--nodes)"
+export FEDLEARN_MACHINES=$((least + 1)):$((nodes + 1)) FEDLEARN_WAIT=${wait:-600}
 export FEDLEARN_TOKEN=${FEDLEARN_TOKEN:-$HOME/.fedlearn/compose.token}
 FEDLEARN_LAUNCH=${launch:-$(date -u +%Y%m%d-%H%M%S)}
 FEDLEARN_OVERRIDES=''
@@ -83,6 +102,9 @@ containers() {
 # End the containers that there are, and remove them together with the copies of data in them.
 clear_away() { "${compose[@]}" rm --force --stop -v >/dev/null; }
 
+# Copy what is in a folder to /data of a container.
+give() { tar -C "$1" --owner="${user%%:*}" --group="${user##*:}" -cf - . | "${docker[@]}" cp - "$2:/data"; }
+
 up() {
     "${docker[@]}" image inspect "${FEDLEARN_IMAGE:-fedlearn}" >/dev/null 2>&1 || "${BASH_SOURCE[0]}" build
     if [ ! -s "$FEDLEARN_TOKEN" ]; then
@@ -97,9 +119,9 @@ up() {
         local i=0 id
         for id in $(containers "$node"); do
             i=$((i + 1))
-            [ -d "$data/$i" ] || wrong "--data: found no $data/$i; allowed: a folder for every node, 1 to $nodes"
-            tar -C "$data/$i" --owner="${user%%:*}" --group="${user##*:}" -cf - . | "${docker[@]}" cp - "$id:/data"
+            give "$data/$i" "$id"
         done
+        [ ! -d "$data/coordinator" ] || give "$data/coordinator" "$(containers "$head")"
     fi
     "${compose[@]}" up --detach --scale "$node=$nodes"
 }
@@ -124,17 +146,19 @@ case $verb-$kind in
         exit "$status" ;;
     run-ray)
         id=$(containers head)
-        if [ -z "$id" ] || [ "$(state .State.Running)" != true ]; then up; fi
-        id=$(containers head)
-        for _ in $(seq 60); do
-            [ "$(state .State.Health.Status)" = healthy ] && break
-            sleep 2
+        if [ -z "$id" ] || [ "$(state .State.Running)" != true ]; then up
+        elif [ -n "$data" ]; then wrong "--data: found a cluster that is up; allowed: 'down ray' before this"; fi
+        for id in $(containers worker) $(containers head); do  # actors are spread over the machines that have joined
+            for _ in $(seq 60); do
+                [[ $(state .State.Running)-$(state .State.Health.Status) = true-*ing ]] || break
+                sleep 2
+            done
         done
         tty=()
         [ ! -t 0 ] || tty=(--interactive --tty)  # so that Ctrl-C gets there
-        # The run waits for its actors, and they for their machines.
         exec "${docker[@]}" exec ${tty[@]+"${tty[@]}"} "$id" fedlearn run backend=ray backend.address=auto \
-            backend.workers="$((nodes * ranks))" runs=/runs ${overrides[@]+"${overrides[@]}"} ;;
+            backend.workers="$((nodes * ranks))" ${wait:+"backend.timeout=$wait"} runs=/runs \
+            ${overrides[@]+"${overrides[@]}"} ;;
     logs-*) exec "${compose[@]}" logs ;;
     fetch-*)
         [ ${#overrides[@]} = 1 ] || wrong "fetch: found ${#overrides[@]} folders; allowed: one"

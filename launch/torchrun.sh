@@ -9,14 +9,16 @@
 #   --nodes N|MIN:MAX   how many machines take part
 #   --ranks N           ranks on this machine (1); the GPUs, or the cores
 #   --restarts N        how often ranks that died are started again (10)
+#   --wait SECONDS      how long a machine waits for those that are missing, at the start and later (600)
 #   --token FILE        the secret of the run, the same file on every machine: `fedlearn token FILE` writes one
 #   --launch WORD       names this launch: after a restart, a run that was begun with this word is gone on with.
 #                       A word of its own for every new training
 #
 # A machine that dies is left out after seven seconds or so, and taken in again when it comes back; the run goes on from
-# its last checkpoint (checkpoint.every), to the same result. If the coordinating machine dies, the others end: start
-# this everywhere again. Traffic is not encrypted: use a private network, and name its interface in GLOO_SOCKET_IFNAME.
-# An algorithm whose clients keep a state needs a folder `runs` that all machines share.
+# its last checkpoint (checkpoint.every), to the same result. One that the run cannot do without, as all are with
+# --nodes N, is waited for. If the coordinating machine dies, the others end: start this everywhere again. Traffic is
+# not encrypted: use a private network, and name its interface in GLOO_SOCKET_IFNAME. An algorithm whose clients
+# keep a state needs a folder `runs` that all machines share.
 #
 # What follows are the overrides of `fedlearn run`. PYTHON names another Python than the checkout's own.
 set -euo pipefail
@@ -26,7 +28,7 @@ usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 wrong() { echo "error: $1 (launch/torchrun.sh --help helps)" >&2; exit 2; }
 need() { [[ ${2:-} =~ ^($3)$ ]] || wrong "$1: found '${2:-}'; allowed: $4"; }
 
-host='' coordinator='' nodes='' ranks=1 restarts=10 launch='' overrides=()
+host='' coordinator='' nodes='' ranks=1 restarts=10 wait=600 launch='' overrides=()
 while [ $# -gt 0 ]; do
     case $1 in
         --help|-h) usage; exit 0 ;;
@@ -35,11 +37,12 @@ while [ $# -gt 0 ]; do
         --nodes) need "$1" "${2:-}" '[1-9][0-9]*(:[1-9][0-9]*)?' 'N or MIN:MAX'; nodes=$2; shift 2 ;;
         --ranks) need "$1" "${2:-}" '[1-9][0-9]*' 'a whole number from 1'; ranks=$2; shift 2 ;;
         --restarts) need "$1" "${2:-}" '[0-9]+' 'a whole number'; restarts=$2; shift 2 ;;
+        --wait) need "$1" "${2:-}" '[1-9][0-9]*' 'a whole number of seconds from 1'; wait=$2; shift 2 ;;
         --token) [ -r "${2:-}" ] || wrong "--token: found '${2:-}'; allowed: a file that can be read"
                  overrides+=("backend.token=$2"); shift 2 ;;
         --launch) need "$1" "${2:-}" '[A-Za-z0-9][A-Za-z0-9._+=-]*' 'letters, digits and . _ + = -'
                   launch=$2; overrides+=("launch=$2"); shift 2 ;;
-        -*) wrong "found $1; allowed: --host, --coordinator, --nodes, --ranks, --restarts, --token, --launch" ;;
+        -*) wrong "found $1; allowed: --host, --coordinator, --nodes, --ranks, --restarts, --wait, --token, --launch" ;;
         *) break ;;
     esac
 done
@@ -59,7 +62,7 @@ case " $own ${coordinator:+$name} " in
     *" $name "*) is_host=true address=$name ;;
     *) is_host=false address="~$(hostname)" ;;
 esac
-conf=is_host=$is_host,last_call_timeout=3,keep_alive_interval=2,keep_alive_max_attempt=3
+conf=is_host=$is_host,join_timeout=$wait,last_call_timeout=3,keep_alive_interval=2,keep_alive_max_attempt=3
 
 # Without TORCH_DISABLE_SHARE_RDZV_TCP_STORE a machine that comes later would hang. One thread a rank: more would fight
 # for the cores, and compute other last bits.

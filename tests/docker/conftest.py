@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,10 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def image(engine: Engine) -> Iterator[str]:
     """fedlearn's image of the present tree, built without network, in an engine."""
-    base, wheels = base_image(engine), wheelhouse()
+    with ThreadPoolExecutor(1) as aside:    # the first time each of them takes a minute or more
+        waiting = aside.submit(wheelhouse)
+        base = base_image(engine)
+    wheels = waiting.result()
     name = f"fedlearn-test-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="fedlearn-") as folder:
         context = Path(folder)

@@ -1,27 +1,46 @@
-"""Both Compose files, for real: three nodes with data of their own, one killed on the way, the model of one process.
+"""Both Compose files, for real: three nodes with clients of their own, one killed on the way, the model of one process.
 
-Runs are long enough that the node's death and its return fall into them.
+Nobody else has the killed node's clients: the run waits for it. Runs are long enough that death and return fall into
+them.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 
+import numpy as np
 import pytest
+
+from fedlearn import cli
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-RUN = ["clients=6", "cohort=6", "model=softmax", "local.steps=2", "evaluate.every=0", "progress=plain",
-       "checkpoint.every=20"]
+WHAT = ["task=digits", "clients=6"]
+RUN = ["cohort=6", "model=softmax", "local.steps=2", "evaluate.every=0", "progress=plain", "checkpoint.every=20"]
+HELD = {"federation.json", "clients.npy", "features.npy", "labels.npy"}
+TEST = {"federation.json", "test_features.npy", "test_labels.npy"}
+PLACES = "/data /runs /home /tmp /dev/shm"     # where anything can be written, and what a container was given
+# Prints which of the samples, given as hexadecimal digits, are somewhere in a file; and how many files were read.
+LOOK = """import os, sys
+found, read = set(), 0
+for top in sys.argv[1].split():
+    for path in (os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names):
+        try:
+            with open(path if os.path.isfile(path) else os.devnull, "rb") as file:
+                text = file.read()
+        except OSError:     # gone by now, or somebody else's
+            continue
+        read += 1
+        found |= {i for i, sample in enumerate(sys.argv[2:], 1) if bytes.fromhex(sample) in text}
+print(*sorted(found), "of", read)"""
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder for every node, with a file in it that says whose it is."""
-    for node in (1, 2, 3):
-        (tmp_path / "data" / str(node)).mkdir(parents=True)
-        (tmp_path / "data" / str(node) / f"clients-of-{node}").write_text("private\n")
+    """A folder for every node and one for the coordinator: digits, split."""
+    assert cli.main(["split", str(tmp_path / "data"), "--machines", "3", *WHAT]) == 0
     return tmp_path / "data"
 
 
@@ -35,16 +54,17 @@ def last_round(project, head):
     return json.loads(line).get("round", 0) if line.endswith("}") else 0
 
 
-def check_walls(project, head, node):
-    """Look into the containers: who sees which data, who they run as, and where they can go."""
-    nodes = project.containers(node)
+def check_walls(project, head, node, data):
+    """Look into the containers: who sees whose data, who they run as, and where they can go."""
+    nodes, (coordinator,) = project.containers(node), project.containers(head)
     assert len(nodes) == 3
-    for number, container in enumerate(nodes, 1):
-        assert project.engine("exec", container, "ls", "/data") == f"clients-of-{number}"
-        assert project.engine("exec", container, "cat", f"/data/clients-of-{number}") == "private"
-    assert "clients-of" not in project.ask(head, "ls -R /data /runs /home; cat /proc/mounts")
-    assert project.ask(head, "test -e /data || echo none") == "none"
-    for container in [*project.containers(head), *nodes]:
+    sample = [np.load(data / str(i) / "features.npy")[0].tobytes().hex() for i in (1, 2, 3)]
+    for container, files, seen in [*((nodes[i], HELD, [str(i + 1)]) for i in range(3)), (coordinator, TEST, [])]:
+        assert set(project.engine("exec", container, "ls", "/data").split()) == files
+        *found, _, read = project.engine("exec", container, "python3", "-c", LOOK, PLACES, *sample).split()
+        assert found == seen and int(read) > len(files)     # the run's folder, too
+    assert not project.ask(head, "find /runs /tmp /home -name '*.np[yz]'")
+    for container in [coordinator, *nodes]:
         assert project.engine("exec", container, "id", "-u") != "0"
         made = json.loads(project.engine("inspect", container))[0]
         network, = made["NetworkSettings"]["Networks"]
@@ -52,42 +72,41 @@ def check_walls(project, head, node):
         assert not made["HostConfig"]["PortBindings"]
 
 
-@pytest.mark.parametrize("project", ["torchrun"], indirect=True)
-def test_torchrun_loses_a_node_and_takes_it_back(project, image, data):
-    overrides = [*RUN, "rounds=6000"]
-    project.start("run", "--nodes", "3", "--data", str(data), *overrides)
-
-    def ranks():
-        """Return with how many ranks the run was begun, and begun again."""
-        return [int(number) for number in re.findall(r"work runs on (\d) ranks", project.said())]
-
-    # Those that come a little later are taken in.
-    project.until(lambda: ranks()[-1:] == [4] and last_round(project, "coordinator") > 50, "run with everybody")
-    check_walls(project, "coordinator", "node")
-    begun = ranks()
-    victim = project.containers("node")[1]
+def kill_and_start(project, head, node):
+    """Kill a node's container, see the run wait for it, and bring it back."""
+    victim = project.containers(node)[1]
     project.engine("kill", victim)
-    project.until(lambda: ranks() == [*begun, 3], "run with those that are left")
+    reached = -1
+    while reached != (reached := last_round(project, head)):
+        time.sleep(3)       # rounds take milliseconds
+    assert not hashes(project.said())
     project.engine("start", victim)
+    project.until(lambda: last_round(project, head) > reached or hashes(project.said()), "round after its return")
+
+
+def alone(project, image, rounds):
+    """Return the hashes of the same run in one process, with all data in one place."""
+    return hashes(project.engine("run", "--rm", "--network", "none", image, "fedlearn", "run", *WHAT, *RUN, rounds))
+
+
+@pytest.mark.parametrize("project", ["torchrun"], indirect=True)
+def test_torchrun_waits_for_a_node_and_its_clients(project, image, data):
+    rounds = "rounds=4000"
+    project.start("run", "--nodes", "3", "--data", str(data), "task=private", *RUN, rounds)
+    project.until(lambda: last_round(project, "coordinator") > 50, "round")
+    check_walls(project, "coordinator", "node", data)
+    kill_and_start(project, "coordinator", "node")
     said = project.finish()
-    assert ranks() == [*begun, 3, 4]
-    alone = project.engine("run", "--rm", "--network", "none", image, "fedlearn", "run", *overrides)
-    assert hashes(said) == hashes(alone) != []
+    assert re.findall(r"work runs on (\d) ranks", said) == ["4", "4"]   # begun, and gone on with, by all
+    assert hashes(said) == alone(project, image, rounds) != []
 
 
 @pytest.mark.parametrize("project", ["ray"], indirect=True)
-def test_ray_loses_a_worker_and_takes_it_back(project, image, data):
-    overrides = [*RUN, "rounds=2000"]
-    project.start("run", "--nodes", "3", "--data", str(data), *overrides)
+def test_ray_waits_for_a_worker_and_its_clients(project, image, data):
+    rounds = "rounds=2000"
+    project.start("run", "--nodes", "3", "--data", str(data), "task=private", *RUN, rounds)
     project.until(lambda: last_round(project, "head") > 50, "round")
-    check_walls(project, "head", "worker")
-    victim = project.containers("worker")[1]
-    project.engine("kill", victim)
-    before = last_round(project, "head")
-    project.until(lambda: last_round(project, "head") > before + 100, "round without it")
-    project.engine("start", victim)
+    check_walls(project, "head", "worker", data)
+    kill_and_start(project, "head", "worker")
     said = project.finish()
-    nodes = "import ray; ray.init('auto', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()), 'alive')"
-    project.until(lambda: "4 alive" in project.ask("head", f'python3 -c "{nodes}"'), "return of the worker")
-    alone = project.engine("run", "--rm", "--network", "none", image, "fedlearn", "run", *overrides)
-    assert hashes(said) == hashes(alone) != []
+    assert hashes(said) == alone(project, image, rounds) != []

@@ -38,7 +38,7 @@ def test_containers_are_shut_in_and_come_back(path):
         assert service["restart"].startswith("on-failure:") and service["secrets"] == ["token"]
         assert service["networks"] == ["private"] and "ports" not in service and "healthcheck" in service
         assert not service["user"].split("-")[-1].startswith("0"), "nobody runs as root"
-    assert first["volumes"] == ["runs:/runs"] and second["volumes"] == ["runs:/runs", "/data"]
+    assert first["volumes"] == second["volumes"] == ["runs:/runs", "/data"]
     assert head in second["command"][-1], f"a {worker} finds its {head} by name"
 
 
@@ -87,6 +87,12 @@ def test_kubernetes_pods_find_the_coordinator(kubernetes):
         assert f"--host {host} " in command and ("--coordinator" in command) == (role == "coordinator")
 
 
+def test_kubernetes_coordinator_sees_no_nodes_data(kubernetes):
+    lies = {role: next(volume["hostPath"]["path"] for volume in kubernetes[role]["spec"]["template"]["spec"]["volumes"]
+                       if volume["name"] == "data") for role in ("coordinator", "node")}
+    assert not Path(lies["coordinator"]).is_relative_to(lies["node"]) and lies["coordinator"] != lies["node"]
+
+
 @pytest.mark.parametrize("role", ["coordinator", "node"])
 def test_kubernetes_jobs(kubernetes, role):
     job = kubernetes[role]["spec"]
@@ -101,7 +107,7 @@ def test_kubernetes_jobs(kubernetes, role):
     given = set(kubernetes["ConfigMap"]["data"])
     assert box["envFrom"][0]["configMapRef"]["name"] == kubernetes["ConfigMap"]["metadata"]["name"]
     assert {name for name in given if f"$({name})" in box["args"][0]} == given
-    assert ("data" in volumes) == (role == "node")
+    assert mounted["data"] == "/data"
     if role == "node":
         assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"]
         least, most = map(int, kubernetes["ConfigMap"]["data"]["MACHINES"].split(":"))

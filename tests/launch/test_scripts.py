@@ -45,10 +45,13 @@ def test_help_is_the_how_to(launch, script):
     (["torchrun.sh", "--nodes", "3"], ["found no --host"]),
     (["torchrun.sh", "--host", "node1", "--nodes", "2-4"], ["--nodes: found '2-4'", "N or MIN:MAX"]),
     (["torchrun.sh", "--host", "node1", "--token", "absent"], ["--token: found 'absent'", "a file that can be read"]),
+    (["torchrun.sh", "--host", "node1", "--wait", "1h"], ["--wait: found '1h'", "seconds from 1"]),
     (["torchrun.sh", "--host", "node1", "--launch", "a b"], ["--launch: found 'a b'"]),
     (["compose.sh", "start"], ["found 'start'", "build, up, run"]),
     (["compose.sh", "up", "swarm"], ["found 'swarm'", "torchrun, ray"]),
     (["compose.sh", "up", "ray", "--nodes", "0"], ["--nodes: found '0'", "from 1"]),
+    (["compose.sh", "up", "torchrun", "--least", "3"], ["--least: found 3", "1 to 2"]),
+    (["compose.sh", "up", "torchrun", "--data", "."], ["--data: found no /", "for every node, 1 to 2"]),
 ])
 def test_a_wrong_word_is_answered_in_one_line(launch, command, parts):
     said = launch(*command)

@@ -58,18 +58,21 @@ class Machines:
         return True
 
     def start(self, workers: int, timeout: float) -> list[Machine]:
-        """Return where the first actors go; wait for a machine as long as there is none.
+        """Return where the first actors go; wait for machines until there is room for all actors.
 
         Raises:
-            WorkerError: if none comes.
+            WorkerError: if there is not before the time is over.
         """
         began = time.monotonic()
-        while not (there := self.there()):
+        while True:
+            there = list(self.there().values())
+            if (room := sum(m.room for m in there)) >= workers:
+                return spread(there, workers)
             if time.monotonic() - began > timeout:
-                raise WorkerError(f"no machine of the Ray cluster has {self.threads} CPUs for an actor: none came "
-                                  f"within {timeout:g} s; start those that hold the data, or raise backend.timeout")
+                raise WorkerError(f"the Ray cluster has room for {room} of {workers} actors with {self.threads} CPUs "
+                                  f"each, on {len(there)} machines, after {timeout:g} s; start those that hold the "
+                                  "data, use fewer backend.workers, or raise backend.timeout")
             time.sleep(LOOK)
-        return spread(list(there.values()), workers)
 
     def meet(self, seat: Seat, theirs: str) -> None:
         """Note whose data the machine of a seat has.
