@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint equivalence chaos bench bench-peers papers clean
+.PHONY: help setup demo test test-fast lint equivalence chaos bench bench-peers bench-network papers clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install fedlearn with everything that it needs
 	@echo "Ready: $(BIN)/fedlearn --help"
@@ -50,6 +50,9 @@ bench-peers: $(STAMP) ## time pfl, Flower and FedLab too, each in an environment
 	@for peer in pfl flwr fedlab; do benchmarks/peers/setup.sh $$peer || echo "$$peer could not be installed"; done
 	@$(BIN)/python -m benchmarks.speed --peers --all --patience 60 \
 		W1L W1M W2 W3 population cohort sync profile $(BENCH)
+
+bench-network: $(STAMP) ## time training over slow networks, under half an hour, needs root; NETWORK=... adds options
+	@$(BIN)/python -m benchmarks.network $(NETWORK)
 
 papers: $(STAMP) ## reproduce the results of papers, about ten minutes; PAPERS="R1a R4b" runs some
 	@$(BIN)/python -m benchmarks.papers $(PAPERS)
