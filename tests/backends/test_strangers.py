@@ -149,6 +149,7 @@ def test_a_replayed_frame_is_refused(server: Server, client: Client) -> None:
             theirs.read += sock.recv(1000)
         sock.sendall(frame)
         assert closed(sock)
+    until(lambda: bool(server.refused.recent))  # it is noted after the connection was closed
     assert server.refused.recent[-1][1] == "a frame that was altered, repeated or not made with the token"
     assert client.get("secret2") == b"1" and client.delete_key("secret2")
 

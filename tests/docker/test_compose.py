@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from tracking.wandb_file import history
 
 from fedlearn import cli
 
@@ -90,15 +91,22 @@ def alone(project, image, rounds):
 
 
 @pytest.mark.parametrize("project", ["torchrun"], indirect=True)
-def test_torchrun_waits_for_a_node_and_its_clients(project, image, data):
+def test_torchrun_waits_for_a_node_and_its_clients(project, image, data, tmp_path):
     rounds = "rounds=4000"
-    project.start("run", "--nodes", "3", "--data", str(data), "task=private", *RUN, rounds)
+    told = "tracking=[wandb,tensorboard]"   # wandb: offline, without a login, a home of its own or a network
+    project.start("run", "--nodes", "3", "--data", str(data), "task=private", *RUN, rounds, told)
     project.until(lambda: last_round(project, "coordinator") > 50, "round")
     check_walls(project, "coordinator", "node", data)
     kill_and_start(project, "coordinator", "node")
     said = project.finish()
     assert re.findall(r"work runs on (\d) ranks", said) == ["4", "4"]   # begun, and gone on with, by all
     assert hashes(said) == alone(project, image, rounds) != []
+    project.start("fetch", str(tmp_path / "runs"))
+    project.finish()
+    (run,) = tmp_path.glob("runs/*/2*")     # told once, by the coordinator, with every round
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    assert [line["round"] for line in history(file)] == list(range(4001))
+    assert len(list(run.glob("tensorboard/*tfevents*"))) == 1
 
 
 @pytest.mark.parametrize("project", ["ray"], indirect=True)
