@@ -30,7 +30,7 @@ demo: $(STAMP) ## train federatedly on real worker processes, under a minute
 test: test-fast ## every test, the quick ones first, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or torchrun or ray or docker"
 
-test-fast: $(STAMP) ## the tests that start no cluster and train briefly, under two minutes
+test-fast: $(STAMP) ## the tests that start no cluster and train briefly, two to three minutes
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not torchrun and not ray and not docker"
 
 lint: $(STAMP) ## ruff and mypy

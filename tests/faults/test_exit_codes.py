@@ -128,6 +128,7 @@ CASES: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "argv", "said"), CASES)
 def test_the_command_line_ends_with_the_code(there, code, argv, said):
     err = fedlearn(*argv, code=code)
@@ -136,6 +137,7 @@ def test_the_command_line_ends_with_the_code(there, code, argv, said):
         one_line(err)
 
 
+@pytest.mark.slow
 def test_a_run_that_somebody_works_on_is_1_and_damaged_checkpoints_are_5(there):
     fedlearn("run", *QUICK, code=0)
     folder = RunFolder.open("latest", there / "runs")
@@ -146,6 +148,7 @@ def test_a_run_that_somebody_works_on_is_1_and_damaged_checkpoints_are_5(there):
     assert "no usable checkpoint" in one_line(fedlearn("resume", "latest", code=5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGTERM, 75, "stopped by SIGTERM after 2 of 4 rounds"),
                                                       (signal.SIGINT, 130, "stopped by Ctrl-C after 2 of 4 rounds")])
 def test_signals(there, number, code, said):
@@ -156,6 +159,7 @@ def test_signals(there, number, code, said):
     fedlearn("resume", "latest", "--trust", code=0, SEND="0")
 
 
+@pytest.mark.slow
 def test_nobody_reads_any_more(there):
     """The pipe's other end is closed before the first line is written."""
     read, write = os.pipe()

@@ -62,6 +62,7 @@ def test_a_coordinator_that_is_killed(backend, algorithm, point, tmp_path, undis
     assert [line["round"] for line in RunFolder(tmp_path / "run").ledger()] == list(range(1, ROUNDS + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("point", ["train", "reduce"])
 def test_the_one_process_is_killed_at_work(algorithm, point, tmp_path, undisturbed) -> None:
@@ -69,6 +70,7 @@ def test_the_one_process_is_killed_at_work(algorithm, point, tmp_path, undisturb
     assert run("inprocess", algorithm, tmp_path).sha256 == undisturbed[algorithm]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_one_process_is_frozen_and_goes_on(algorithm, tmp_path, undisturbed) -> None:
     process = strike("inprocess", algorithm, "freeze", "train", tmp_path)

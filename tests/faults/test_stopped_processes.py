@@ -121,6 +121,7 @@ BACKENDS = ["inprocess", pytest.param("torchrun", marks=pytest.mark.torchrun),
             pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sigterm_in_the_middle_of_a_slow_round(there, capsys, backend):
     whole = whole_hash(capsys)
@@ -141,6 +142,7 @@ def test_sigterm_in_the_middle_of_a_slow_round(there, capsys, backend):
     assert whole in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ctrl_c_and_nobody_is_left(there, capsys, backend):
     whole = whole_hash(capsys)
