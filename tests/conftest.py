@@ -35,7 +35,7 @@ MARK = f"FEDLEARN_TEST_SESSION={uuid.uuid4().hex}"
 ORDER = {"torchrun": 1, "ray": 2, "docker": 3, "slow": 4}
 # Ray and torch never remove these, multiprocessing and wandb do at exit, pytest rotates its own: all go with
 # the private folder. Anything else there was made by fedlearn or by a test.
-NOT_OURS = ("pytest-of-*", "ray", "torchinductor_*", "pymp-*", "*wandb-media", "*wandb-artifacts")
+NOT_OURS = ("pytest-of-*", "ray", "torchinductor_*", "pymp-*", "torchelastic_*", "*wandb-media", "*wandb-artifacts")
 
 lasting: set[int] = set()   # the processes of what lives as long as the session
 

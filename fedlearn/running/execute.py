@@ -36,7 +36,7 @@ from .lines import Lines, note
 from .profile import Profile
 from .resources import check_disk, check_memory
 from .restore import restore, usable
-from .stopping import GRACE, GivenUp, Stopping, heeding
+from .stopping import GRACE, GivenUp, Stopping, heeding, interruptible
 
 log = logging.getLogger("fedlearn")
 
@@ -68,7 +68,8 @@ def execute(experiment: Experiment, folder: RunFolder | None = None, trackers: S
             check_disk(e, folder)
     with _callers_own(), Stopping(grace) as stopping:
         try:
-            return _execute(e, setup, stopping, folder, trackers, progress, title, config or {}, start, profile)
+            with interruptible():
+                return _execute(e, setup, stopping, folder, trackers, progress, title, config or {}, start, profile)
         except GivenUp:     # outside of the rounds, where nothing is under way that a checkpoint could keep
             raise Stopped(f"stopped by {stopping.reason()} outside of the rounds; "
                           f"{how_to_go_on(folder)}", code=stopping.code()) from None

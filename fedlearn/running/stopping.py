@@ -20,8 +20,8 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any, cast
@@ -98,7 +98,8 @@ class Stopping:
         try:
             if self.now:
                 raise GivenUp
-            return call(*args)
+            with interruptible():
+                return call(*args)
         finally:
             self.breakable = False
 
@@ -141,6 +142,17 @@ class Stopping:
         if os.read(self.ear, 1) == b"!" and not select.select([self.ear], [], [], self.grace)[0]:
             number = next(n for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) if n in self.before)
             signal.pthread_kill(cast(int, main_thread().ident), number)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let through what a signal's handler raised in the middle of Ray's compiled code, which calls it SystemError."""
+    try:
+        yield
+    except SystemError as e:
+        if isinstance(e.__cause__, GivenUp | KeyboardInterrupt):
+            raise e.__cause__ from None
+        raise
 
 
 class Heeding:

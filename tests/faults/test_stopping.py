@@ -22,7 +22,7 @@ from fedlearn.policies.local_work import LocalWork
 from fedlearn.protocols.asynchronous import Asynchronous
 from fedlearn.protocols.gossip import Gossip
 from fedlearn.running.execute import checkpoint_of, execute
-from fedlearn.running.stopping import HEARD
+from fedlearn.running.stopping import HEARD, GivenUp, Stopping
 from fedlearn.tracking.run_folder import RunFolder
 
 SENT: list[tuple[int, int]] = []     # (round from 0, signal) that clients still have to send, one at a step
@@ -247,3 +247,16 @@ def test_an_evaluation_beside_the_rounds_is_not_waited_for(tmp_path, monkeypatch
     assert time.monotonic() - began < 1.4
     assert folder.events()[-1]["checkpoint"] == 1
     assert "test_loss" not in folder.metrics()[1]
+
+
+@pytest.mark.parametrize(("raised", "heard"), [(GivenUp(), GivenUp), (KeyboardInterrupt(), KeyboardInterrupt),
+                                               (ValueError(), SystemError)])
+def test_what_compiled_code_makes_of_a_handlers_exception_comes_through(raised, heard):
+    def compiled():
+        try:
+            raise raised
+        except BaseException as error:
+            raise SystemError("<cyfunction wait> returned a result with an exception set") from error
+
+    with Stopping(1.0) as stopping, pytest.raises(heard):
+        stopping.heed(compiled)
