@@ -167,7 +167,11 @@ def split(argv: list[str]) -> int:
 
     made = assemble.parts(compose(["cohort=null", *args.overrides], args.config_dir))
     raw, store = assemble.split(made)
-    held = deal(store, args.machines, args.out, raw.classes, raw.class_names, (raw.test_x, raw.test_y))
+    try:
+        held = deal(store, args.machines, args.out, raw.classes, raw.class_names, (raw.test_x, raw.test_y))
+    except OSError as error:
+        raise DataError(f"{args.out}: found {error.strerror}; allowed: a folder that can be made and written to, on a "
+                        "disk with room; name another one") from None
     for i, clients in enumerate(held, 1):
         print(f"{args.out / str(i)}  {len(clients)} clients, {int(store.sizes[clients].sum())} samples")
     print(f"{args.out / 'coordinator'}  no client, {len(raw.test_x)} test samples")

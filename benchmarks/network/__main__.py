@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -160,7 +159,7 @@ def main() -> int:
 def benchmark(plan: Plan, out: Path, command: str) -> int:
     """Carry a plan out and write what came of it to a folder."""
     record = Recorder(out / "network.jsonl")
-    about = {"kind": "machine", **machine.about(), "commit": _commit(), "command": command,
+    about = {"kind": "machine", **machine.about(), "commit": machine.commit(), "command": command,
              "problem": asdict(plan.problem), "mbits": plan.mbits, "passes": plan.passes, "limit": plan.limit,
              "least": plan.least, "whole": plan.whole}
     record(about, "making three hosts")
@@ -177,16 +176,6 @@ def benchmark(plan: Plan, out: Path, command: str) -> int:
     print(report.write(out))
     print(f"written: {out / 'network.md'}, network.svg, network.jsonl", file=sys.stderr)
     return 0
-
-
-def _commit() -> str:
-    try:
-        commit, changed = (subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True,
-                                          check=True).stdout.strip()
-                           for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + " with local changes" * bool(changed)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import fnmatch
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -105,7 +104,7 @@ def main() -> int:
     if unknown := [name for name in args.what if name not in WORKLOADS and name not in STUDIES]:
         parser.error(f"found {unknown[0]!r}; allowed: {', '.join([*WORKLOADS, *STUDIES])}")
     recorder = Recorder(args.out / "speed.jsonl")
-    recorder({"kind": "machine", **machine.about(), "commit": _commit(),
+    recorder({"kind": "machine", **machine.about(), "commit": machine.commit(),
               "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])})
     with tempfile.TemporaryDirectory(prefix="fedlearn-speed-") as scratch:
         for name in args.what or WORKLOADS:
@@ -189,16 +188,6 @@ def _block(args: argparse.Namespace, rounds: int) -> int:
 
 def _only(contestants: list[Contestant], patterns: list[str]) -> list[Contestant]:
     return [c for c in contestants if not patterns or any(fnmatch.fnmatch(c.name, p) for p in patterns)]
-
-
-def _commit() -> str:
-    try:
-        commit, changed = (subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True,
-                                          check=True).stdout.strip()
-                           for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + " with local changes" * bool(changed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,14 @@ def memory_mb(pid: int) -> tuple[float, float]:
         memory += values.get("Pss", 0) - files
         mapped += files
     return memory * 1024 / 1e6, mapped * 1024 / 1e6
+
+
+def commit() -> str:
+    """Return the commit of this checkout, and whether it was changed since."""
+    try:
+        name, changed = (subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True,
+                                        check=True).stdout.strip()
+                         for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name + " with local changes" * bool(changed)

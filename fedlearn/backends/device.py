@@ -5,6 +5,7 @@ A task that can go to a GPU has ``to(device) -> Task``, which returns a copy who
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -13,10 +14,31 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import ConfigError, one_of
 from ..work import Setup, Work
 
 KEY = "backend.devices"
 WORDS = ("auto", "cpu", "cuda")
+
+
+def check_devices(devices: Any, entry: str, words: str, whom: str, example: str) -> None:
+    """Check which devices are asked for: one word for all workers, or a list with an entry for each.
+
+    ``entry`` is the pattern of one, which ``words`` say, too; ``whom`` is what a worker is called, and ``example`` says
+    what a list looks like.
+
+    Raises:
+        ConfigError: naming backend.devices.
+    """
+    if isinstance(devices, str):
+        if devices not in WORDS:
+            raise ConfigError(KEY, devices, f"{one_of(WORDS, devices)}, or a list with one entry per {whom}", example)
+        return
+    if not isinstance(devices, list | tuple):
+        raise ConfigError(KEY, devices, f"{one_of(WORDS)}, or a list with one entry per {whom}", example)
+    for i, found in enumerate(devices):
+        if not (isinstance(found, str) and re.fullmatch(entry, found)):
+            raise ConfigError(KEY, found, f"{words}, as the entry of {whom} {i}", example)
 
 
 class Device(NamedTuple):

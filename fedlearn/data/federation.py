@@ -55,7 +55,8 @@ class Federation:
                 raise ValueError("sizes are whole numbers, one for each client, and classes is one from 1")
             require_data(sizes)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise DataError(f"{folder / FEDERATION}: found {type(error).__name__}: {error}; allowed: what "
+            why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise DataError(f"{folder / FEDERATION}: found {why}; allowed: what "
                             "`fedlearn split` or fedlearn.data.deal.federation writes, the same file on every machine."
                             ) from error
         return cls(sizes.tolist(), features, labels, classes, None if names is None else tuple(map(str, names)))

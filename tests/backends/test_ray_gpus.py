@@ -43,7 +43,7 @@ def test_what_cannot_be_had_is_refused(devices: Any, task: Any, gpus: int, said:
 
 
 @pytest.mark.parametrize(("devices", "said"), [
-    ("gpu", "allowed: one of auto, cpu, cuda"), (["cuda:0", "cpu"], "each cpu or cuda. Which GPU it is Ray decides"),
+    ("gpu", "allowed: one of auto, cpu, cuda"), (["cuda:0", "cpu"], "allowed: cpu or cuda, as the entry of actor 0"),
     (["cpu"], "a list with 2 entries, one for each of backend.workers"), (3, "devices: found 3")])
 def test_wrong_devices_are_refused(devices: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

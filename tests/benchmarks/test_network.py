@@ -7,14 +7,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from hosts import needs_hosts
 
 from benchmarks.network import __main__ as command
 from benchmarks.network import report, training
 from benchmarks.network.plan import DDP, METHODS, Plan, Problem
-from fedlearn.chaos.network import available
 
 TOY = Problem(task="digits", width=16, target=1.0, most=64)
-needs_hosts = pytest.mark.skipif(bool(available()), reason=f"no network namespaces: {available()}")
 
 
 def by_name(*names: str) -> tuple:

@@ -117,7 +117,7 @@ def test_machines_with_data_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "change", "said"), [
-    ("federation.json", lambda p: p.unlink(), "FileNotFoundError"),
+    ("federation.json", lambda p: p.unlink(), "federation.json: found No such file or directory; allowed"),
     ("federation.json", lambda p: p.write_text("[]"), "TypeError"),
     ("federation.json", lambda p: p.write_text(p.read_text().replace("float32", "load")), "no shape and type"),
     ("federation.json", lambda p: p.write_text(p.read_text().replace("12", "0")), "client 0 has no data"),
@@ -136,10 +136,12 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, name: str, change, said: st
         HeldStore.open(tmp_path)
 
 
-def test_dealing_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+def test_dealing_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = ClientStore.from_clients([samples(5, 0), samples(6, 1)])
     with pytest.raises(DataError, match="machines: found 3 for 2 clients"):
         deal(store, 3, tmp_path / "out", 4)
+    assert cli.main(["split", "/proc/nowhere", "--machines", "2", *SPLIT]) == 2
+    assert "/proc/nowhere: found No such file or directory; allowed: a folder" in capsys.readouterr().err
     (tmp_path / "old").touch()
     with pytest.raises(DataError, match="found a folder that is not empty"):
         deal(store, 2, tmp_path, 4)

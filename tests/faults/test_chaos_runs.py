@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hosts import needs_hosts
 
 from fedlearn import cli
 from fedlearn.chaos import network
@@ -91,7 +92,6 @@ def names() -> list[str]:
     return [line.split()[0] for line in listed.splitlines() if line.startswith(f"fedlearn-{os.getpid()}-")]
 
 
-needs_hosts = pytest.mark.skipif(bool(network.available()), reason=f"no network namespaces: {network.available()}")
 HEAR = "import socket; s = socket.create_server(('0.0.0.0', 7000)); print('up', flush=True); c = s.accept()[0]; " \
        "c.settimeout(20); print(c.recv(1).decode(), flush=True); print(c.recv(1).decode(), flush=True)"
 

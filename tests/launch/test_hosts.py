@@ -9,15 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hosts import needs_hosts
 from launch.conftest import LAUNCH
 
 from fedlearn.backends.torchrun.token import write_token
-from fedlearn.chaos.network import INTERFACE, Network, available, network
+from fedlearn.chaos.network import INTERFACE, Network, network
 from fedlearn.errors import ConfigError
 from fedlearn.tracking.run_folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.torchrun, pytest.mark.timeout(600),
-              pytest.mark.skipif(bool(available()), reason=f"no network namespaces: {available()}")]
+pytestmark = [pytest.mark.slow, pytest.mark.torchrun, pytest.mark.timeout(600), needs_hosts]
 HOSTS = 3
 Start = Callable[..., list[subprocess.Popen]]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...contracts import Task
-from ...errors import ConfigError, one_of
-from ..device import KEY, WORDS
+from ...errors import ConfigError
+from ..device import KEY, check_devices
 from .machines import Machine
 
 
@@ -18,15 +18,8 @@ def check_kinds(devices: Any, workers: int) -> None:
     Raises:
         ConfigError: naming backend.devices.
     """
-    if isinstance(devices, str):
-        if devices not in WORDS:
-            raise ConfigError(KEY, devices, f"{one_of(WORDS, devices)}, or a list with one entry per actor",
-                              "As in [cuda,cuda,cpu].")
-        return
-    if not isinstance(devices, list | tuple) or any(kind not in WORDS[1:] for kind in devices):
-        raise ConfigError(KEY, devices, f"{one_of(WORDS)}, or a list with one entry per actor, each cpu or cuda",
-                          "Which GPU it is Ray decides.")
-    if len(devices) != workers:
+    check_devices(devices, "cpu|cuda", "cpu or cuda", "actor", "As in [cuda,cuda,cpu]; which GPU it is Ray decides.")
+    if not isinstance(devices, str) and len(devices) != workers:
         raise ConfigError(KEY, list(devices), f"a list with {workers} entries, one for each of backend.workers")
 
 

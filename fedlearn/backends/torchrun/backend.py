@@ -29,10 +29,10 @@ from ...errors import ConfigError, FedlearnError, WorkerError, in_range, one_of
 from ...vectors import tree_flat
 from ...work import Setup
 from ...worker.worker import Worker
-from ..device import placed, words
+from ..device import check_devices, placed, words
 from .children import culprit, muster
 from .coordinator import Coordinator
-from .device import check_devices, choose
+from .device import ENTRY, EXAMPLE, choose
 from .gang import Gang
 from .group import Group
 from .lost import Lost
@@ -94,7 +94,7 @@ class Torchrun:
         in_range("backend.hang", self.hang or 0.0, least=0, most=10**6)
         in_range("backend.replacements", self.replacements, least=0, whole=True)
         in_range("backend.port", self.port, least=0, most=65535)
-        check_devices(self.devices)
+        check_devices(self.devices, ENTRY, "cpu, or cuda:N", "rank", EXAMPLE)
         check_speeds(self.speeds, self.dedicated)
         if self.wire not in WIRES:
             raise ConfigError("backend.wire", self.wire, one_of(WIRES, str(self.wire)))

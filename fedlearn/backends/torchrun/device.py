@@ -5,7 +5,6 @@ Ranks of one group may have different devices: NCCL adds their sums up where eac
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import timedelta
 from socket import gethostname
@@ -15,29 +14,11 @@ import torch
 import torch.distributed as dist
 
 from ...contracts import Task
-from ...errors import ConfigError, one_of
+from ...errors import ConfigError
 from ..device import KEY, WORDS, Device
 
-ENTRY = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,3})")
-
-
-def check_devices(devices: Any) -> None:
-    """Check which devices are asked for: one word for all ranks, or a list with an entry for each.
-
-    Raises:
-        ConfigError: naming backend.devices.
-    """
-    if isinstance(devices, str):
-        if devices not in WORDS:
-            raise ConfigError(KEY, devices, f"{one_of(WORDS, devices)}, or a list with one entry per rank",
-                              "As in [cuda:0,cuda:1,cpu].")
-        return
-    if not isinstance(devices, list | tuple):
-        raise ConfigError(KEY, devices, f"{one_of(WORDS)}, or a list with one entry per rank")
-    for rank, entry in enumerate(devices):
-        if not (isinstance(entry, str) and ENTRY.fullmatch(entry)):
-            raise ConfigError(KEY, entry, f"cpu, or cuda:N, as the entry of rank {rank}",
-                              "N counts the GPUs of its machine from 0.")
+ENTRY = r"cpu|cuda:(0|[1-9][0-9]{0,3})"
+EXAMPLE = "As in [cuda:0,cuda:1,cpu]; cuda:N is the N-th GPU of its machine, counted from 0."
 
 
 def choose(devices: str | Sequence[str], task: Task, rank: int, local_rank: int, local_world: int) -> str:

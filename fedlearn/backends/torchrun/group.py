@@ -1,11 +1,9 @@
 """A process group for rounds: commands and vectors out, status and sums in, nobody waits forever.
 
-A peer that dies closes its connections and is noticed at once. A peer that is silent (frozen, or
-cut off) is noticed because its heartbeat in the rendezvous store stops, one that hangs in its work because its
-heartbeat says so; a peer that is merely slow keeps beating and is waited for. What arrives altered is noticed, too.
-
-The group is built on the c10d classes themselves, not on the process-wide default group, so that it
-meets neither a group of the caller's own nor that of another run in the same process.
+A peer that dies closes its connections and is noticed at once. A peer that is silent (frozen, or cut off) is noticed
+because its heartbeat in the rendezvous store stops, one that hangs in its work because its heartbeat says so; a peer
+that is merely slow keeps beating and is waited for. What arrives altered is noticed, too. The group is built on the
+c10d classes themselves, not on the process-wide default group: it meets no other group of the same process.
 """
 
 from __future__ import annotations
