@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from fedlearn.policies.weighting import RatioWeighting, UniformWeighting
 from fedlearn.protocols.synchronous import Synchronous
 from fedlearn.running.execute import setup_of
 from fedlearn.tasks.supervised import SupervisedTask
-from fedlearn.work import Workers
+from fedlearn.work import Event, Workers
 
 SIZES = (7, 23, 12, 40, 5, 18)
 
@@ -46,6 +47,11 @@ def experiment(algorithm: Any, rounds: int = 4, **choices: Any) -> Experiment:
     choices.setdefault("sampling", UniformSampling())
     choices.setdefault("backend", InProcess())
     return Experiment(algorithm=algorithm, rounds=rounds, **choices)
+
+
+def losses(events: Sequence[Event]) -> list[Event]:
+    """Return what tells of lost workers among events; on a busy machine ranks' speeds are noted between them."""
+    return [event for event in events if event["event"] != "speeds"]
 
 
 def begin(e: Experiment, **more: Any) -> tuple[Loop, Workers]:

@@ -15,7 +15,6 @@ from .trial import Attempt, Trial, seconds_of
 UNNOTICED = {"slow"}            # kinds that nobody should take for a failure
 FULL = (5, 6)                   # exit codes of a run that could not write
 LOST = re.compile("lost")       # events of workers that are gone
-NOT_A_WORKER = re.compile("resume|stop|checkpoint|client|refused|late")     # events that no lost worker causes
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def matching(events: Sequence[dict[str, Any]], fault: Fault, when: float, pid: i
         return next((event for event in later if "not written" in event["event"]), None)
     if fault.point in COORDINATOR:
         return None
-    later = [event for event in later if not NOT_A_WORKER.search(event["event"])]
+    later = [event for event in later if LOST.search(event["event"])]
     named = [event for event in later if re.search(rf"\b{pid}\b", " ".join(map(str, event.values())))]
     return next(iter(named or later), None)
 

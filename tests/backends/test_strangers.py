@@ -132,7 +132,7 @@ def test_a_stranger_is_refused_and_logged_once(server: Server, client: Client, l
     stranger, why = GUESTS[who]
     start = time.monotonic()
     assert stranger(server.port)
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 9
     until(lambda: server.refused.count > 0)
     visits = 1 if who != "torch" else server.refused.count   # torch's client tries again
     assert server.refused.count == visits and len(lines) == min(visits, LINES)
@@ -156,11 +156,11 @@ def test_a_replayed_frame_is_refused(server: Server, client: Client) -> None:
 
 def test_idle_connections_keep_nobody_out_and_take_no_room(server: Server, client: Client, lines: list[str],
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlearn.backends.torchrun.serve.PATIENCE", 3.0)
+    monkeypatch.setattr("fedlearn.backends.torchrun.serve.PATIENCE", 5.0)
     guests = [knock(server.port) for _ in range(200)]
     start = time.monotonic()
     late = connect(TOKEN, "127.0.0.1", server.port, 10)
-    assert late.get("secret") == b"value" and time.monotonic() - start < 2
+    assert late.get("secret") == b"value" and time.monotonic() - start < 4.5
     assert len(server.strangers) <= STRANGERS and len(server.selector.get_map()) <= STRANGERS + 4
     late.close()
     until(lambda: server.refused.count == 200)

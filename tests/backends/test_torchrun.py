@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from backends.unruly import Huge, Leaves, Signalled, Sleeps, Slow, poisoned
-from problems import begin, blobs, experiment, play, setup_of
+from problems import begin, blobs, experiment, losses, play, setup_of
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
@@ -92,7 +92,7 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
                        "resume") as caught:
         loop.round(1)
     assert caught.value.code == 4
-    assert [event["recovery_seconds"] for event in workers.events()] == [None]
+    assert [event["recovery_seconds"] for event in losses(workers.events())] == [None]
     with pytest.raises(WorkerError, match="broken or closed"):
         loop.round(2)
     workers.close()

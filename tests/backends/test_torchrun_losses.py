@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from backends.unruly import Scarce
-from problems import begin, blobs, experiment, play
+from problems import begin, blobs, experiment, losses, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
@@ -51,7 +51,7 @@ class Disturbed:
                     try:
                         loop.round(r)
                     finally:
-                        self.events += workers.events()
+                        self.events += losses(workers.events())
                         self.pids.append(pids(workers))
         finally:
             workers.close()

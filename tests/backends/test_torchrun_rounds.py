@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import begin, blobs, experiment, play, setup_of
+from problems import begin, blobs, experiment, losses, play, setup_of
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
@@ -88,7 +88,7 @@ def test_a_broadcast_that_is_altered_on_its_way(monkeypatch: pytest.MonkeyPatch)
     for r in (1, 2):
         loop.round(r)
     workers.close()
-    (event,) = workers.events()
+    (event,) = losses(workers.events())
     assert event["who"].startswith("rank 1 (process ") and event["why"] == "the broadcast 'x' arrived altered at rank 1"
     assert digest(loop.model()) == final(algorithm=FedAvg(), task=blobs(features=20_000), rounds=3, cohort=None)
 
@@ -108,7 +108,7 @@ def test_a_sum_that_is_altered_on_its_way(monkeypatch: pytest.MonkeyPatch) -> No
     for r in range(2):
         loop.round(r)
     workers.close()
-    (event,) = workers.events()
+    (event,) = losses(workers.events())
     assert event["why"] == "the sum of the ranks' partial sums arrived altered" and event["ranks"] == 2
     assert digest(loop.model()) == final(algorithm=FedAvg(), task=blobs(features=20_000), rounds=2, cohort=None)
 

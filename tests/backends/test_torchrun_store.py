@@ -92,7 +92,7 @@ def test_a_wait_ends_in_time(server: Server, client: Client, who: str) -> None:
     store.set_timeout(timedelta(seconds=0.2))
     with pytest.raises(dist.DistStoreError, match="never"):
         store.get("never")
-    assert 0.4 <= time.monotonic() - start < 3
+    assert 0.4 <= time.monotonic() - start < 9
     assert not server.table.waiting and not server.parked
     store.set("now", "1")
     assert store.get("now") == b"1"
@@ -113,7 +113,7 @@ def test_who_waits_is_woken_and_holds_up_nobody(server: Server, client: Client) 
                        lambda: other.wait(keys), late)
     other.close()
     assert results == [[b"1"] * 4, [b"1"] * 4, b"1", None, "set"]
-    assert 0.2 <= time.monotonic() - start < 3
+    assert 0.2 <= time.monotonic() - start < 9
 
 
 def test_many_threads_may_share_a_store(server: Server, client: Client) -> None:

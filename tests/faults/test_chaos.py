@@ -212,7 +212,7 @@ def event(name: str, second: float, **more) -> dict:
 def test_events_go_to_the_faults_that_they_tell_of(folder):
     trial = trial_of(folder, Fault("kill", "train", 2), Fault("freeze", "receive", 4), Fault("slow", "train", 6),
                      events=[event("rank lost", 4.9, who="rank 1 (process 101)"), event("rank lost", 2.7, who="rank 2"),
-                             event("resumed", 0.1)])
+                             event("speeds", 2.6), event("resumed", 0.1)])
     first, second, third = verdicts(trial, "ab")
     assert (first.noticed, second.noticed, third.noticed) == ("rank lost", "rank lost", "")
     assert first.recovery == second.recovery == third.recovery == 0.5

@@ -130,7 +130,7 @@ def test_a_link_carries_no_more_than_it_may():
         assert ear.stdout.readline() == "up\n"
         done = net.start(1, [sys.executable, "-c", say, net.address(0)], stdout=subprocess.PIPE, text=True)
         seconds = float(done.communicate()[0])
-    assert 0.6 < seconds < 3, "400 kB at 4 Mbit/s take 0.8 s"
+    assert 0.6 < seconds < 5, "400 kB at 4 Mbit/s take 0.8 s"
 
 
 @needs_hosts
