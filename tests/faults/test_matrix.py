@@ -44,8 +44,9 @@ def test_a_worker_that_dies(backend, algorithm, kind, point, tmp_path, undisturb
     history = run(backend, algorithm, tmp_path, Fault(kind, point, STRUCK))
     assert (tmp_path / "marks" / "fault-0").exists(), "nobody was struck"
     assert history.sha256 == undisturbed[algorithm]
-    (event,) = losses(RunFolder(tmp_path / "run").events())
-    assert event["event"] in ("rank lost", "actor lost") and event["round"] == STRUCK
+    # On a busy machine a survivor may be silent for as long as whoever was struck, and be replaced as well.
+    found = {(event["event"], event["round"]) for event in losses(RunFolder(tmp_path / "run").events())}
+    assert found == {("rank lost" if backend == "torchrun" else "actor lost", STRUCK)}
     assert [line["round"] for line in RunFolder(tmp_path / "run").ledger()] == list(range(1, ROUNDS + 1))
 
 
