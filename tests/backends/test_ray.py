@@ -179,7 +179,8 @@ def test_an_actor_that_dies_at_its_start() -> None:
 
 
 @joined
-def test_a_cluster_without_room() -> None:
+def test_a_cluster_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlearn.backends.ray.workers.START", 0.0)
     with pytest.raises(WorkerError, match=r"\d of 9 Ray actors came up within 5 s \(the cluster has 3 CPUs"):
         begin(experiment(FedAvg(), backend=RayActors(workers=9, timeout=5)))
 

@@ -21,6 +21,7 @@ from ...worker.states import States
 from ..device import unlike, words
 from ..holders import Runs
 from ..parcel import pack, short_folder
+from ..start import START
 from . import cluster
 from .actor import SMALL, Actor
 from .cluster import NICENESS, Watch, last_line
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedlearn")
 
-PATIENCE = 3    # a replacement may take so many times as long to come up as the first actors, and its timeout
+PATIENCE = 3    # a replacement may take so many times as long to come up as the first actors
 
 
 class RayWorkers:
@@ -50,7 +51,7 @@ class RayWorkers:
         self.machines: Machines | None = None   # where each has data of its own
         self.own, quiet = False, ExitStack()
         self.watch = Watch(api(), backend.timeout)
-        self.startup = backend.timeout
+        self.startup = max(backend.timeout, START)
         # Also when the caller forgets to close.
         self.clean = weakref.finalize(self, _clean, False, self.folder, quiet)
         try:
@@ -72,7 +73,7 @@ class RayWorkers:
             places: Sequence[Machine | None] = [None] * backend.workers
             if not self.own and getattr(setup.task, "holds", None) is not None:
                 self.machines = Machines(api(), setup.task, backend.threads)
-                places = self.machines.start(backend.workers, backend.timeout)
+                places = self.machines.start(backend.workers, self.startup)
             gpus = int(api().cluster_resources().get("GPU", 0))
             self.seats = [Seat(i + 1, self._start(there, kind), machine=there, kind=kind) for i, (there, kind) in
                           enumerate(zip(places, kinds(backend.devices, setup.task, gpus, places), strict=True))]
@@ -178,11 +179,11 @@ class RayWorkers:
     def _await_actors(self) -> None:
         ray, began = api(), time.monotonic()
         waiting = [seat.actor.hello.remote() for seat in self.seats]
-        ready, rest = ray.wait(waiting, num_returns=len(waiting), timeout=self.backend.timeout)
+        ready, rest = ray.wait(waiting, num_returns=len(waiting), timeout=self.startup)
         if rest:
             cores = ray.cluster_resources().get("CPU", 0)
             raise WorkerError(f"{len(ready)} of {self.backend.workers} Ray actors came up within "
-                              f"{self.backend.timeout:g} s (the cluster has {cores:g} CPUs in all, each actor takes "
+                              f"{self.startup:g} s (the cluster has {cores:g} CPUs in all, each actor takes "
                               f"{self.backend.threads}); use fewer backend.workers, or raise backend.timeout")
         for seat, said in zip(self.seats, waiting, strict=True):
             try:
@@ -190,7 +191,7 @@ class RayWorkers:
             except ray.exceptions.RayError as e:
                 where = f" at {seat.machine.address}" if seat.machine else ""
                 raise WorkerError(f"a Ray actor{where} died at its start: {last_line(e)}") from e
-        self.startup = max(self.backend.timeout, PATIENCE * (time.monotonic() - began))
+        self.startup = max(self.startup, PATIENCE * (time.monotonic() - began))
 
 
 def _clean(own: bool, folder: Path, quiet: ExitStack) -> None:

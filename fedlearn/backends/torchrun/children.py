@@ -16,10 +16,10 @@ from typing import Any
 
 from ...errors import FedlearnError
 from ..gather import decode
+from ..start import START
 
 LOST = 75   # a child's exit status when it ended because another one did
 TAIL = 4096  # bytes of what a child said that are looked at
-START = 60.0   # seconds that a new process has at least, however short the timeout: a busy machine takes its time
 GRACE = 5.0  # seconds that a child has to leave before it is killed
 
 
