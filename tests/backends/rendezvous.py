@@ -8,9 +8,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from threading import local
+from typing import Any
 
+import pytest
+
+from fedlearn.backends.torchrun.backend import LOOPBACK
+from fedlearn.backends.torchrun.group import Group
 from fedlearn.backends.torchrun.serve import Server
+from fedlearn.backends.torchrun.store import connect, serve
 from fedlearn.backends.torchrun.wire import HELLO
 
 TOKEN = b"a token for tests only"
@@ -99,3 +108,26 @@ class serve_once:
         self.thread.join(10)
         self.listener.close()
         assert len(self.said) == HELLO   # who does not prove itself is given no proof
+
+
+def on_hosts(hosts: str, monkeypatch: pytest.MonkeyPatch, do: Callable[[Group], Any]) -> list[Any]:
+    """Return what a function makes of the group at every rank; ``hosts`` names each rank's host."""
+    here = local()
+    # Of one process's ranks each would deafen the others, too.
+    monkeypatch.setattr("fedlearn.backends.torchrun.mesh.deafen", lambda fds: None)
+    monkeypatch.setattr("fedlearn.backends.torchrun.host.gethostname", lambda: here.name)
+    world, server = len(hosts), serve(TOKEN)
+
+    def be(rank: int) -> Any:
+        here.name = hosts[rank]
+        store = server.store if rank == 0 else connect(TOKEN, "127.0.0.1", server.port, 20.0)
+        group = Group(store, rank, world, 20.0, LOOPBACK, range(1, world) if rank == 0 else [0])
+        try:
+            return do(group)
+        finally:
+            group.close()
+            if rank:
+                store.close()
+
+    with ThreadPoolExecutor(world) as pool, closing(server):
+        return list(pool.map(be, range(world)))

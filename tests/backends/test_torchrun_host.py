@@ -6,26 +6,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from threading import local
 from typing import Any
 
 import pytest
 import torch
-from backends.rendezvous import TOKEN
+from backends.rendezvous import on_hosts
 from backends.unruly import Looks, Writes
 from problems import begin, blobs, experiment, play
 
 from fedlearn.algorithms.fedavg import FedAvg
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun.backend import LOOPBACK, Torchrun
+from fedlearn.backends.torchrun.backend import Torchrun
 from fedlearn.backends.torchrun.bundle import SMALL
 from fedlearn.backends.torchrun.group import Group
 from fedlearn.backends.torchrun.host import ALIGNED, Memory, places, settle
-from fedlearn.backends.torchrun.store import connect, serve
+from fedlearn.backends.torchrun.line import Line
 from fedlearn.errors import ClientError, WorkerError
 from fedlearn.vectors import digest
 
@@ -40,24 +36,25 @@ def final(backend: Any = None, algorithm: Any = None) -> str:
     return digest(play(experiment(algorithm or Scaffold(), **LARGE, **chosen))[0])
 
 
-def broadcasts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list in which the bytes of every broadcast from here on are put down."""
+def vectors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list in which the bytes of every vector that is broadcast or sent along a line are put down."""
     seen: list[int] = []
-    broadcast = Group.broadcast
+    broadcast, send = Group.broadcast, Line.send
     monkeypatch.setattr(Group, "broadcast",
                         lambda group, t, among: seen.append(t.numel()) or broadcast(group, t, among))
+    monkeypatch.setattr(Line, "send", lambda line, v: seen.append(v.numel()) or send(line, v))
     return seen
 
 
 def test_on_one_host_no_large_vector_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = broadcasts(monkeypatch)
+    seen = vectors(monkeypatch)
     assert final(Torchrun(workers=3)) == final()
     assert seen and max(seen) <= SMALL
 
 
 @pytest.mark.parametrize("ranks", [2, 3])  # of three, the two that can still share a copy
 def test_a_rank_without_shared_memory_gets_its_own_copy(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = broadcasts(monkeypatch)
+    seen = vectors(monkeypatch)
     monkeypatch.delattr(os, "memfd_create")   # here, not in the other ranks
     assert final(Torchrun(workers=ranks)) == final()
     assert len([n for n in seen if n > SMALL]) == 2 * LARGE["rounds"]   # the model and the control variate
@@ -134,6 +131,7 @@ def test_nothing_is_left_of_a_killed_run(tmp_path: Path) -> None:
 HOSTS = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from problems import blobs, experiment, setup_of
 from fedlearn.algorithms.scaffold import Scaffold
 from fedlearn.backends.torchrun import host
@@ -169,29 +167,6 @@ def test_two_hosts_under_torchrun_end_with_the_same_model(tmp_path: Path) -> Non
     assert said == [f"{final()} {about}" for about in ("True False", "True True", "False True")]
 
 
-def together(hosts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: Callable[[Group], Any]) -> list[Any]:
-    """Return what a function makes of the group at every rank; ``hosts`` names each rank's host."""
-    here = local()
-    # Of one process's ranks each would deafen the others, too.
-    monkeypatch.setattr("fedlearn.backends.torchrun.mesh.deafen", lambda fds: None)
-    monkeypatch.setattr("fedlearn.backends.torchrun.host.gethostname", lambda: here.name)
-    world, server = len(hosts), serve(TOKEN)
-
-    def be(rank: int) -> Any:
-        here.name = hosts[rank]
-        store = server.store if rank == 0 else connect(TOKEN, "127.0.0.1", server.port, 20.0)
-        group = Group(store, rank, world, 20.0, LOOPBACK, range(1, world) if rank == 0 else [0])
-        try:
-            return do(group)
-        finally:
-            group.close()
-            if rank:
-                store.close()
-
-    with ThreadPoolExecutor(world) as pool, closing(server):
-        return list(pool.map(be, range(world)))
-
-
 NAMES = {"x": torch.float32, "tiny": torch.float64, "c": torch.int16}
 
 
@@ -202,11 +177,12 @@ def sent(r: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("hosts", ["aa", "aabb", "abab", "abbb", "abc"])
-def test_every_round_arrives_whole_whoever_shares(hosts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_round_arrives_whole_whoever_shares(hosts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def do(group: Group) -> list[int]:
         sizes: list[int] = []
-        broadcast = group.broadcast
-        group.broadcast = lambda t, among: sizes.append(t.numel()) or broadcast(t, among)  # type: ignore[method-assign]
+        if (between := group.host.between) is not None:
+            send = between.send
+            between.send = lambda v: sizes.append(v.numel()) or send(v)
         for r in range(4):
             if group.rank == 0:
                 group.send({"round": r}, sent(r))
@@ -218,15 +194,15 @@ def test_every_round_arrives_whole_whoever_shares(hosts: str, tmp_path: Path, mo
                     assert v.nbytes <= SMALL or vectors[name].data_ptr() % ALIGNED == 0
                 vectors["x"].zero_()     # stays with this rank, and ends with the round
             group.gather(torch.zeros(16, dtype=torch.uint8), 4096)
-        return [n for n in sizes if n > SMALL]
+        return sizes
 
-    for rank, large in enumerate(together(hosts, tmp_path, monkeypatch, do)):
+    for rank, large in enumerate(on_hosts(hosts, monkeypatch, do)):
         # Only the first rank of a host takes part, and only where there is another host.
         alone = len(set(hosts)) == 1 or hosts.index(hosts[rank]) != rank
         assert len(large) == (0 if alone else 2 * 4)
 
 
-def test_vectors_that_may_still_be_read_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_that_may_still_be_read_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     def do(group: Group) -> None:
         group.send({}, sent(0))
         with pytest.raises(AssertionError):
@@ -234,7 +210,7 @@ def test_vectors_that_may_still_be_read_are_not_overwritten(tmp_path: Path, monk
         group.all(None)
         group.send({}, sent(1))
 
-    together("a", tmp_path, monkeypatch, do)
+    on_hosts("a", monkeypatch, do)
 
 
 def test_a_file_is_taken_only_from_who_can_be_seen() -> None:

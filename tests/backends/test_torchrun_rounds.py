@@ -138,8 +138,8 @@ def test_commands_and_answers_outgrow_their_room() -> None:
 def test_a_round_of_a_small_model_is_two_collectives(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, workers = begin(experiment(FedAvg(), backend=Torchrun(workers=2)))
     loop.round(0)
-    waited, done = [], Group._done
-    monkeypatch.setattr(Group, "_done", lambda group, work: waited.append(work) or done(group, work))
+    waited, done = [], Group.done
+    monkeypatch.setattr(Group, "done", lambda group, work: waited.append(work) or done(group, work))
     loop.round(1)
     assert len(waited) == 2
     workers.close()
@@ -159,8 +159,8 @@ def test_a_dedicated_coordinator_works_on_no_client() -> None:
 @pytest.mark.parametrize("features", [6, 40_000])
 def test_partial_sums_in_bf16_are_rounded_once_and_take_half_the_bytes(
         features: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    gathered, gather = [], Group._gather
-    monkeypatch.setattr(Group, "_gather", lambda group, t: gathered.append(t) or gather(group, t))
+    crossed, cross = [], Group.begin
+    monkeypatch.setattr(Group, "begin", lambda group, t, *to: crossed.append(t) or cross(group, t, *to))
     task = blobs(features=features)
     e = experiment(FedAvg(), task=task, reduce="fast", stack=False)
     x0 = task.initial(0)
@@ -172,7 +172,7 @@ def test_partial_sums_in_bf16_are_rounded_once_and_take_half_the_bytes(
         parts.append(total.buffer)
     for wire in ("float32", "bf16"):
         workers = Torchrun(workers=2, wire=wire).open(setup_of(e))
-        gathered.clear()
+        crossed.clear()
         reduced = workers.map_reduce(work)
         workers.close()
         expected = parts[0] + (parts[1].bfloat16().float() if wire == "bf16" else parts[1])
@@ -180,7 +180,7 @@ def test_partial_sums_in_bf16_are_rounded_once_and_take_half_the_bytes(
         error = (reduced.sum.buffer - (parts[0] + parts[1])).abs()
         assert bool((error <= 2.0**-8 * parts[1].abs() + 2.0**-23 * (parts[0].abs() + parts[1].abs())).all())
         assert bool(error.any()) == (wire == "bf16")
-        by_themselves = sum(t.nbytes for t in gathered if t.dtype == torch.bfloat16)
+        by_themselves = sum(t.nbytes for t in crossed if t.dtype == torch.bfloat16)
         assert by_themselves == (2 * x0.numel() if wire == "bf16" and features > 6 else 0)
         assert crossing(parts[1], wire).nbytes == (2 if wire == "bf16" else 4) * x0.numel()
         assert reduced.records[0].bytes_up == 4 * x0.numel()  # the clients' payloads are what they were

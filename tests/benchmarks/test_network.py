@@ -89,7 +89,8 @@ def test_a_toy_run_across_three_hosts(tmp_path: Path, tidy: None) -> None:
     cells = [r for r in records if r["kind"] == "cell"]
     assert len(cells) == 4 and all(r["rounds"] == r["of"] == methods[r["name"]]["target_at"] for r in cells)
     assert all(r["sha256"] == methods[r["name"]]["sha256"] and r["loss"] <= problem.target for r in cells)
-    assert all(r["sent"] > 2 * 4 * parameters for r in cells if r["name"] != DDP)     # the model, to both others
+    # The model goes to one of the others, which passes it on to the third.
+    assert all(1 < r["sent"] / (4 * parameters) < 1.9 for r in cells if r["name"] != DDP)
     quickest = {(r["name"], r["mbit"]): min(r["laps"]) for r in records if r["kind"] == "sync"}
     least = 4 * 8 * parameters / 100e6 / 2  # seconds; half, for the first bytes pass at once
     assert len(quickest) == 8 and all(s > least for (_, mbit), s in quickest.items() if mbit == 100)

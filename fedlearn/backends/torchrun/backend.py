@@ -63,11 +63,12 @@ class Torchrun:
     ``port`` of the rendezvous on loopback, 0 for any free one, is not used under torchrun. ``token`` names a file with
     a secret that every host has: ranks that torchrun started on several hosts show by it that they belong together.
 
-    ``wire`` "bf16" halves the bytes of the partial sums that ranks send to rank 0, where they are added in
-    float32: each is rounded once, by at most 2^-8 of an entry. It goes with reduce=fast only, since the
-    rounding depends on which clients share a rank. What rank 0 broadcasts stays float32: clients send
-    differences from it, which a rounded model would drown. The bytes that a run reports are those of the
-    clients' payloads, which do not change; partial sums are this backend's own business.
+    ``wire`` "bf16" halves the bytes of the partial sums on their way to rank 0. They are added up in float32, and
+    rounded where they cross, by at most 2^-8 of an entry: small ones once, large ones at every rank that passes
+    them on. It goes with reduce=fast only, since the rounding depends on which clients share a rank. What rank 0
+    broadcasts stays float32: clients send differences from it, which a rounded model would drown. The bytes that a
+    run reports are those of the clients' payloads, which do not change; partial sums are this backend's own
+    business.
 
     With ``dedicated`` rank 0 works on no client: the others share them, and rank 0's memory holds no
     client's vectors beside the server state and the sum.

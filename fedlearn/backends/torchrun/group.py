@@ -25,12 +25,12 @@ from .bundle import SMALL, SOME, Altered, bundle, checksum, length, room_for, un
 from .command import describe, restore
 from .device import nccl, one_each
 from .host import Host, Memory
+from .line import RATE
 from .lost import Lost, line_of
 from .mesh import mesh
 from .pulse import Ear, Pulse
 
 FOREVER = timedelta(days=30)  # of an operation once connected: the heartbeat decides
-PIECE = 1 << 20      # entries that are rounded and gathered at a time
 SETTLED = 5.0        # seconds in which an operation ends when its peers are gone
 
 
@@ -56,7 +56,8 @@ class Group:
         self.nccl: Any = None
         self.devices: list[Device] = []
         self.commands, self.stuck = 0, False
-        self.waits: Any = None     # the operation that has not ended
+        self.rate = RATE  # bytes a second over a link, as rank 0 last saw them: the same at every rank
+        self.begun: list[Any] = []   # the operations that are not known to have ended
         self.answered = True   # whether nobody reads the last command's vectors any more
         self.parts: list[Any] = []   # the groups of some of the ranks
         self.host: Any = None        # comes last
@@ -89,6 +90,7 @@ class Group:
                 # The heartbeat decides; NCCL's own clock, which ends the process, comes later.
                 self.nccl = nccl(self.store, self.rank, self.world, 10 * self.timeout + 2 * self.hang)
             self.host = Host(self, memory, [address for *_, address in told])
+            self.barrier()   # who is lost later leaves nobody waiting for neighbours
         except BaseException:
             memory.close()
             raise
@@ -96,13 +98,13 @@ class Group:
     def send(self, header: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> None:
         """Send a command and named tensors from rank 0 to all others.
 
-        It is one broadcast, with small tensors in it, and to every other host one more for every large tensor.
+        It is one broadcast, with small tensors in it; large ones go from host to host.
 
         Every rank must have answered the command before, by ``gather`` or ``all``: large tensors overwrite its own.
         """
         self.commands += 1
         shapes, flat = describe(vectors, self.check)
-        said = bundle([dict(header), shapes], [v for v in flat if v.numel() <= SMALL])
+        said = bundle([dict(header), shapes, self.rate], [v for v in flat if v.numel() <= SMALL])
         if large := [v for v in flat if v.numel() > SMALL]:
             assert self.answered
             self.answered = False
@@ -126,7 +128,7 @@ class Group:
                 if (size := length(block)) <= self.room:
                     break
                 self.room = room_for(size)
-            (header, shapes), small = unbundle(block)
+            (header, shapes, self.rate), small = unbundle(block)
             self.commands += 1
             return header, restore(shapes, small, self.host.receive, self.check)
         except Altered as e:
@@ -147,7 +149,9 @@ class Group:
         block = torch.zeros(room, dtype=torch.uint8)
         fits = said[:room]
         block[:fits.numel()] = fits
-        answers = self._gather(block)
+        options = _forever(dist.GatherOptions(), rootRank=0)
+        answers = [torch.empty_like(block) for _ in range(self.world)] if self.rank == 0 else []
+        self.done(self._begun(self.gloo.gather([answers] if answers else [], [block], options)))
         self.answered = True
         return answers
 
@@ -156,43 +160,41 @@ class Group:
         said = bundle(status)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         options = _forever(AllgatherOptions())
-        self._done(self.gloo.allgather([sizes], [torch.tensor([said.numel()])], options))
+        self.done(self._begun(self.gloo.allgather([sizes], [torch.tensor([said.numel()])], options)))
         most = max(int(size) for size in sizes)
         blocks = [torch.empty(most, dtype=torch.uint8) for _ in range(self.world)]
         padded = torch.zeros(most, dtype=torch.uint8)
         padded[:said.numel()] = said
-        self._done(self.gloo.allgather([blocks], [padded], options))
+        self.done(self._begun(self.gloo.allgather([blocks], [padded], options)))
         self.answered = True
         return [unbundle(block)[0] for block in blocks]
 
     def reduce(self, buffer: Tensor, wire: str = "float32") -> Tensor:
         """Return the sum of all ranks' buffers at rank 0; elsewhere the result is of no use.
 
-        With ``wire`` "bf16" rank 0 adds the others' buffers, rounded to bfloat16, to its own in the buffer's
-        dtype. That is as quick as a reduction in bfloat16, which would round every rank's and every sum.
+        With ``wire`` "bf16" what crosses is rounded to bfloat16: every rank's own buffer plus what came to it.
         """
-        if wire == "bf16":
-            for piece in buffer.split(PIECE):
-                others = self._gather(piece.bfloat16().cpu())[1:]
-                for other in others:
-                    piece.add_(other.to(piece.device))
-            return buffer
-        options = _forever(dist.ReduceOptions())
-        options.rootRank = 0
-        if self.nccl is not None:
+        options = _forever(dist.ReduceOptions(), rootRank=0)
+        if self.nccl is not None and wire != "bf16":
             there = buffer.to(self.device)
-            self._done(self.nccl.reduce([there], options))
+            self.done(self._begun(self.nccl.reduce([there], options)))
             return there.to(buffer.device)
-        here = buffer.cpu()   # gloo adds up what lies in the host's memory
-        if here.numel():
-            self._done(self.gloo.reduce([here], options))
+        here = buffer.cpu()   # gloo sends what lies in the host's memory
+        if self.host.several or wire == "bf16":
+            rate = self.host.line.sum(here, torch.bfloat16 if wire == "bf16" else here.dtype)
+            if self.rank == 0:      # the others hear of it with the next command
+                self.rate = rate or self.rate
+        elif here.numel():     # within a host it takes fewer operations, and those are what costs
+            self.done(self._begun(self.gloo.reduce([here], options)))
         return here
 
     def broadcast(self, t: Tensor, among: Any) -> None:
         """Send a tensor from the first rank of a group to the others of it."""
-        options = _forever(dist.BroadcastOptions())
-        options.rootRank = 0
-        self._done(among.broadcast([t], options))
+        self.done(self.begin(t, among))
+
+    def begin(self, t: Tensor, among: Any, root: int = 0) -> Any:
+        """Begin to send a tensor from one rank of a group to the others of it; ``done`` waits until it is there."""
+        return self._begun(among.broadcast([t], _forever(dist.BroadcastOptions(), rootRank=root)))
 
     def connect(self, name: str, ranks: Sequence[int]) -> Any:
         """Return a group of some ranks, this one among them; Lost is raised if one of them does not come."""
@@ -214,7 +216,8 @@ class Group:
         ours to end, it cannot be destroyed: it is ``stuck``, and left to the end of the process.
         """
         self.pulse.close()
-        self.stuck, self.waits = not self._ends(patience), None
+        self.stuck = not self._end(self.begun, patience)
+        self.begun.clear()
         if self.stuck:
             for group in (self.gloo, *self.parts):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
@@ -227,12 +230,13 @@ class Group:
         self.over = str
         self.gloo = self.nccl = self.store = self.ear.store = None
 
-    def _ends(self, patience: float) -> bool:
-        """Return whether the last operation ends, well or not, within so many seconds."""
+    @staticmethod
+    def _end(works: Sequence[Any], patience: float) -> bool:
+        """Return whether operations end, well or not, within so many seconds."""
         deadline = time.monotonic() + patience
-        while self.waits is not None and not self.waits.is_completed() and time.monotonic() < deadline:
+        while not (ended := all(work.is_completed() for work in works)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        return self.waits is None or self.waits.is_completed()
+        return ended
 
     def look(self) -> None:
         """Check the heartbeats of the ranks that this one watches.
@@ -267,33 +271,32 @@ class Group:
     def _connect(self, name: str, ranks: Sequence[int]) -> Any:
         return mesh(self.store, name, ranks.index(self.rank), len(ranks), self.interface, self.timeout)
 
-    def _gather(self, t: Tensor) -> list[Tensor]:
-        options = _forever(dist.GatherOptions())
-        options.rootRank = 0
-        into = [torch.empty_like(t) for _ in range(self.world)] if self.rank == 0 else []
-        self._done(self.gloo.gather([into] if into else [], [t], options))
-        return into
+    def _begun(self, work: Any) -> Any:
+        self.begun.append(work)
+        return work
 
-    def _done(self, work: Any) -> None:
-        self.waits = work
-        while self.waits is not None:
+    def done(self, work: Any) -> None:
+        """Wait until an operation has ended; Lost is raised if a rank that it needs is gone, silent or hung."""
+        while True:
             ended = work.is_completed()
             try:
                 work.wait(timedelta(seconds=self.interval))
-                self.waits = None
+                self.begun.remove(work)
+                return
             except RuntimeError as e:
                 if ended:
-                    self.waits = None
                     raise Lost(line_of(e)) from e
                 if work.is_completed():
                     continue    # whether well, or not, it says when asked again
                 try:
                     self.look()
                 except RuntimeError as gone:
-                    if not self._ends(SETTLED):     # rank 0 may have been done before this one was
+                    if not self._end([work], SETTLED):     # rank 0 may have been done before this one was
                         raise Lost(f"the rendezvous store is gone ({line_of(gone)})") from gone
 
 
-def _forever(options: Any) -> Any:
+def _forever(options: Any, **more: Any) -> Any:
     options.timeout = FOREVER
+    for name, value in more.items():
+        setattr(options, name, value)
     return options

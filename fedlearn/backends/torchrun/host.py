@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ...errors import WorkerError
+from .line import Line
 
 if TYPE_CHECKING:
     from .group import Group
@@ -133,9 +134,10 @@ class Host:
         self.first, self.shared, self.several = here[0] == rank, len(here) > 1, len(hosts) > 1
         if not self.shared:
             memory.close()
+        self.line: Any = Line(group, "line", sorted(range(group.world), key=lambda r: (firsts[r], r)), self.several)
         # With one host nothing is sent. The ranks of rank 0's host need no word: the command comes after the bytes.
-        self.between = group.gloo if len(hosts) == group.world else \
-            group.connect("hosts", hosts) if self.first and len(hosts) > 1 else None
+        self.between = self.line if len(hosts) == group.world else \
+            Line(group, "hosts", hosts) if self.first and self.several else None
         self.within = group.connect(f"host {here[0]}", here) if here[0] and self.shared else None
 
     def fill(self, vectors: Sequence[Tensor]) -> None:
@@ -147,7 +149,7 @@ class Host:
         """Send large vectors of bytes from rank 0 to the first ranks of the other hosts, which fill theirs."""
         if self.between is not None:
             for v in vectors:
-                self.group.broadcast(v, self.between)
+                self.between.send(v)
 
     def receive(self, sizes: Sequence[int]) -> list[Tensor]:
         """Return the large vectors of a command, of so many bytes each."""
@@ -167,4 +169,4 @@ class Host:
     def close(self) -> None:
         """Let go of the memory and the connections."""
         self.memory.close()
-        self.between = self.within = None
+        self.between = self.within = self.line = None
