@@ -118,9 +118,8 @@ from types import SimpleNamespace
 import torch
 from problems import blobs, experiment, setup_of
 from fedlearn.algorithms.scaffold import Scaffold
-from fedlearn.backends.torchrun import rank, share
+from fedlearn.backends.torchrun import group, rank, share
 from fedlearn.backends.torchrun.backend import Torchrun
-from fedlearn.backends.torchrun.group import Group
 from fedlearn.errors import FedlearnError
 from fedlearn.reducers.exact import ExactSum
 from fedlearn.vectors import digest
@@ -146,8 +145,8 @@ mine = int(os.environ["RANK"])
 torch.cuda.device_count = lambda: 1
 torch.cuda.get_device_properties = lambda device: SimpleNamespace(name="Stand-in", uuid="GPU-1")
 rank.placed = share.moved = lambda what, device: what
-connect, shape_as, far = Group._connect, ExactSum.shape_as, []
-Group._connect = lambda group, *args: Gloo(connect(group, *args))
+mesh, shape_as, far = group.mesh, ExactSum.shape_as, []
+group.mesh = lambda *args: Gloo(mesh(*args))
 def there(total, layout, device="cpu"):
     shape_as(total, layout, device)
     if backend.devices[mine] != "cpu":

@@ -75,7 +75,7 @@ class Group:
         try:
             self._await(everybody)
             self.pulse.start()
-            self.gloo = self._connect("gloo", range(self.world))
+            self.gloo = mesh(self.store, "gloo", self.rank, self.world, self.interface, self.timeout)
         except RuntimeError as e:
             missing: list[int] = []
             with suppress(RuntimeError):
@@ -199,10 +199,11 @@ class Group:
     def connect(self, name: str, ranks: Sequence[int]) -> Any:
         """Return a group of some ranks, this one among them; Lost is raised if one of them does not come."""
         try:
-            self.parts.append(self._connect(name, ranks))
+            part = mesh(self.store, name, ranks.index(self.rank), len(ranks), self.interface, self.timeout)
         except RuntimeError as e:
             raise Lost(line_of(e)) from e
-        return self.parts[-1]
+        self.parts.append(part)
+        return part
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -268,9 +269,6 @@ class Group:
                 if why := self.over():
                     raise Lost(why) from None
 
-    def _connect(self, name: str, ranks: Sequence[int]) -> Any:
-        return mesh(self.store, name, ranks.index(self.rank), len(ranks), self.interface, self.timeout)
-
     def _begun(self, work: Any) -> Any:
         self.begun.append(work)
         return work
@@ -296,7 +294,6 @@ class Group:
 
 
 def _forever(options: Any, **more: Any) -> Any:
-    options.timeout = FOREVER
-    for name, value in more.items():
+    for name, value in {"timeout": FOREVER, **more}.items():
         setattr(options, name, value)
     return options
